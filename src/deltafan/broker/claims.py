@@ -1,0 +1,319 @@
+"""Claiming a job, and every way in which a worker lets go of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from pydantic import ValidationError as PydanticError
+from redis.asyncio import Redis
+
+from deltafan.broker import enqueue as build
+from deltafan.broker.connections import redis_errors
+from deltafan.broker.intake import Taken
+from deltafan.broker.keys import GROUP, TAKEOVER, Partition
+from deltafan.broker.scripts import ACK, CLAIM, FINISH, REJECT, RELEASE, RETRY, Arg
+from deltafan.errors import ConflictError, FieldError, ValidationError
+from deltafan.job import JobSpec, JobState, parse_spec
+from deltafan.settings import JobLimits, Retention, WorkerSettings
+
+_REJECTED_TEXT = 4096
+"""Bytes of a rejected entry that its dead letter keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An attempt that this worker owns."""
+
+    taken: Taken
+    job_id: str
+    worker: str
+    attempt: int
+    spec: JobSpec = field(repr=False)
+    understood: bool
+    """False: the spec was written by a version that this one does not understand, and `spec` says nothing."""
+    failures: int
+    usage: bytes = field(repr=False)
+    """The sum of earlier attempts, as JSON; empty for none."""
+    how: str
+    """`fresh`, `restart` or `continued`."""
+    created: int
+    claimed: int
+    tenant: str
+    meta: bytes = field(repr=False)
+    """The event that the claim wrote."""
+    cancelled: bool
+    usage_lost: bool
+    """The attempt before was lost with its worker, and so was its usage."""
+    chars: int
+    """Characters of text that a continued attempt goes on from."""
+
+    @property
+    def keys(self) -> Partition:
+        return Partition(self.taken.partition)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The job had ended before; its log is whole. Deliver what sinks miss, and acknowledge."""
+
+    taken: Taken
+    job_id: str
+    state: JobState
+
+
+class Claims:
+    """The scripts of a job's life, with this worker's name filled in."""
+
+    def __init__(
+        self, redis: Redis, worker: str, settings: WorkerSettings, retention: Retention, limits: JobLimits
+    ) -> None:
+        self.worker = worker
+        self._redis = redis
+        self._settings = settings
+        self._retention = retention
+        self._limits = limits
+
+    async def claim(self, taken: Taken, provider: str, *, can_continue: bool) -> Claim | Ended | None:
+        """Begin an attempt. `None`: there is nothing to run (a stale or a rejected entry), and it is acknowledged."""
+        if b"id" not in taken.fields and taken.raw is None:
+            await self._reject(taken, "job: is required: XADD the job as JSON in a field of that name")
+            return None
+        if taken.raw is not None and not await self._adopt(taken):
+            return None
+        job_id, keys = taken.job_id, Partition(taken.partition)
+        with redis_errors():
+            answer: Any = await CLAIM.run(
+                self._redis,
+                [
+                    keys.job(job_id),
+                    keys.log(job_id),
+                    keys.live(job_id),
+                    taken.stream,
+                    keys.deadlines(taken.queue),
+                    keys.expiries,
+                    keys.dead(taken.queue),
+                ],
+                [
+                    job_id,
+                    taken.entry,
+                    self.worker,
+                    GROUP,
+                    orjson.dumps(provider),
+                    int(can_continue),
+                    self._settings.max_attempts,
+                    int(self._retention.idle_retention * 1000),
+                    self._retention.retention,
+                ],
+            )
+        match answer[0]:
+            case b"run":
+                spec = _stored_spec(answer[2])
+                return Claim(
+                    taken=taken,
+                    job_id=job_id,
+                    worker=self.worker,
+                    attempt=answer[1],
+                    spec=spec or JobSpec(model="unknown", prompt="unknown"),
+                    understood=spec is not None,
+                    failures=answer[3],
+                    usage=answer[4],
+                    how=answer[5].decode(),
+                    created=int(answer[6]),
+                    claimed=int(answer[7]),
+                    tenant=answer[8].decode(),
+                    meta=answer[9],
+                    cancelled=answer[10] == b"1",
+                    usage_lost=answer[11] == b"1",
+                    chars=answer[12],
+                )
+            case b"ended":
+                return Ended(taken, job_id, answer[1].decode())
+            case _:
+                return None
+
+    async def _adopt(self, taken: Taken) -> bool:
+        """Make a job of an entry that was XADDed by hand; one that is no job becomes a dead letter with the reason."""
+        try:
+            spec = raw_spec(taken, self._limits)
+        except ValidationError as error:
+            await self._reject(taken, str(error))
+            return False
+        call = build.build(
+            spec,
+            taken.job_id,
+            tenant="default",
+            max_queue=self._limits.max_queue,
+            adopt=taken.entry,
+            created_ms=int(taken.entry.partition("-")[0]) if taken.priority != TAKEOVER else None,
+        )
+        call_keys = (call.keys[0], taken.stream, *call.keys[2:])
+        with redis_errors():
+            answer: Any = await call.script.run(self._redis, call_keys, call.args)
+        try:
+            enqueued = build.outcome(spec, answer)
+        except ConflictError as error:
+            await self._reject(taken, str(error))
+            return False
+        if enqueued is None:  # the id has a record: ours, when the reply of our first try was lost
+            return True
+        return enqueued.created and enqueued.state == "queued"
+
+    async def _reject(self, taken: Taken, reason: str) -> None:
+        job_id, keys = taken.job_id, Partition(taken.partition)
+        with redis_errors():
+            await REJECT.run(
+                self._redis,
+                [
+                    keys.job(job_id),
+                    keys.log(job_id),
+                    keys.live(job_id),
+                    taken.stream,
+                    keys.index("default"),
+                    keys.expiries,
+                    keys.dead(taken.queue),
+                ],
+                [
+                    job_id,
+                    taken.entry,
+                    GROUP,
+                    (taken.raw or b"")[:_REJECTED_TEXT],
+                    reason[:1000],
+                    build.meta_fragment("", {}),
+                    self._retention.retention,
+                ],
+            )
+
+    async def finish(
+        self,
+        claim: Claim,
+        first_seq: int,
+        events: list[bytes],
+        state: JobState,
+        record: dict[str, Arg],
+        *,
+        acknowledge: bool,
+        dead: str = "",
+        error: bytes = b"",
+    ) -> tuple[str, int]:
+        """See `finish.lua`. Idempotent: ask again when the answer was lost."""
+        keys, job_id = claim.keys, claim.job_id
+        args: list[Arg] = [
+            job_id,
+            claim.attempt,
+            self.worker,
+            first_seq,
+            state,
+            int(acknowledge),
+            GROUP,
+            dead,
+            error,
+            claim.spec.channel or "",
+            self._retention.retention,
+            len(events),
+            *events,
+        ]
+        for name, value in record.items():
+            args += [name, value]
+        with redis_errors():
+            answer: Any = await FINISH.run(
+                self._redis,
+                [
+                    keys.job(job_id),
+                    keys.log(job_id),
+                    keys.live(job_id),
+                    claim.taken.stream,
+                    keys.expiries,
+                    keys.dead(claim.taken.queue),
+                ],
+                args,
+            )
+        return answer[0].decode(), answer[1]
+
+    async def retry(
+        self, claim: Claim, first_seq: int, events: list[bytes], wait: float, error: bytes, record: dict[str, Arg]
+    ) -> tuple[str, int]:
+        """See `retry.lua`. Idempotent.
+
+        :param wait: seconds until the next attempt may begin.
+        """
+        keys, job_id = claim.keys, claim.job_id
+        args: list[Arg] = [
+            job_id,
+            claim.attempt,
+            self.worker,
+            first_seq,
+            int(wait * 1000),
+            GROUP,
+            error,
+            claim.spec.channel or "",
+            len(events),
+            *events,
+        ]
+        for name, value in record.items():
+            args += [name, value]
+        with redis_errors():
+            answer: Any = await RETRY.run(
+                self._redis,
+                [
+                    keys.job(job_id),
+                    keys.log(job_id),
+                    keys.live(job_id),
+                    claim.taken.stream,
+                    keys.delayed(claim.taken.queue),
+                ],
+                args,
+            )
+        return answer[0].decode(), answer[1]
+
+    async def release(self, claim: Claim, usage: bytes) -> str:
+        """Hand a running job back: another worker takes it at once."""
+        keys, queue = claim.keys, claim.taken.queue
+        with redis_errors():
+            answer: Any = await RELEASE.run(
+                self._redis,
+                [keys.job(claim.job_id), claim.taken.stream, keys.queue(queue, TAKEOVER)],
+                [claim.job_id, claim.attempt, self.worker, GROUP, claim.spec.model, usage],
+            )
+        return str(answer.decode())
+
+    async def acknowledge(self, taken: Taken, job_id: str, record: dict[str, Arg]) -> None:
+        """Take an ended job's entry out of the queue, and note the sinks' outcome."""
+        args: list[Arg] = [GROUP, taken.entry]
+        for name, value in record.items():
+            args += [name, value]
+        with redis_errors():
+            await ACK.run(self._redis, [Partition(taken.partition).job(job_id), taken.stream], args)
+
+
+def _stored_spec(stored: bytes) -> JobSpec | None:
+    try:
+        return JobSpec.model_validate_json(stored)
+    except PydanticError:
+        return None
+
+
+def raw_spec(taken: Taken, limits: JobLimits) -> JobSpec:
+    """Read an entry that was XADDed by hand: one field, `job`, a spec that may bring an `id` of its own.
+
+    :raises ValidationError: naming what is wrong.
+    """
+    raw = taken.raw or b""
+    if len(raw) > limits.max_bytes:
+        raise ValidationError([FieldError("job", f"is {len(raw):,} bytes; at most {limits.max_bytes:,} are taken")])
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ValidationError([FieldError("job", f"is not JSON: {error}")]) from None
+    if not isinstance(value, dict):
+        raise ValidationError([FieldError("job", "must be a JSON object")])
+    places = {"queue": taken.queue} | ({"priority": taken.priority} if taken.priority != TAKEOVER else {})
+    for name, place in places.items():
+        if value.setdefault(name, place) != place:
+            raise ValidationError([FieldError(name, f"must be {place!r}, like the stream's, or left out")])
+    named = value.pop("id", None)
+    if named is not None and named != taken.job_id:
+        rule = f"must be a string: {taken.partition}- and then 1 to 150 letters, digits, _ or -"
+        raise ValidationError([FieldError("id", rule)])
+    return parse_spec(value, limits)

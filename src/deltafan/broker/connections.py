@@ -1,0 +1,132 @@
+"""Clients of Redis, separate by use, and the one place where its errors become ours.
+
+redis-py retries ten times by default and times sockets out after 5 s. Here nothing is retried silently (scripts are
+idempotent, and their callers decide), and blocking reads have a client of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    MaxConnectionsError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from deltafan.errors import BrokerUnavailable, ConfigurationError
+from deltafan.settings import RedisSettings
+
+COMMAND_CONNECTIONS = 32
+"""Connections for short commands of one process. More callers than that wait for one."""
+_REFUSALS = ("MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "OOM", "LOADING", "READONLY")
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, for messages."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(not a URL)"
+    if parts.password is None:
+        return url
+    return url.replace(f":{parts.password}@", ":***@")
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Translate what redis-py raises.
+
+    :raises BrokerUnavailable: Redis cannot be reached, or refuses for now (loading, out of memory, read-only, …).
+    :raises ConfigurationError: Redis wants other credentials, or an ACL forbids a command.
+    """
+    try:
+        yield
+    except (AuthenticationError, NoPermissionError) as error:
+        raise ConfigurationError(f"Redis refused us: {error}") from error
+    except (OutOfMemoryError, ReadOnlyError, BusyLoadingError) as error:
+        raise BrokerUnavailable(f"Redis does not take writes now: {error}") from error
+    except MaxConnectionsError as error:
+        raise BrokerUnavailable("every connection to Redis is busy") from error
+    except (TimeoutError, RedisConnectionError, RedisTimeoutError, OSError) as error:
+        raise BrokerUnavailable(f"Redis cannot be reached: {str(error) or type(error).__name__}") from error
+    except ResponseError as error:
+        if str(error).startswith("NOPERM") or "NOPERM" in str(error) or "ACL failure" in str(error):
+            raise ConfigurationError(f"Redis refused us: {error}") from error
+        if any(word in str(error) for word in _REFUSALS):
+            raise BrokerUnavailable(f"Redis does not take writes now: {error}") from error
+        raise
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether waiting and trying again can help with an error that Redis gave."""
+    if isinstance(error, BrokerUnavailable | RedisConnectionError | RedisTimeoutError | OSError):
+        return True
+    if isinstance(error, OutOfMemoryError | ReadOnlyError | BusyLoadingError | MaxConnectionsError):
+        return True
+    return isinstance(error, ResponseError) and any(word in str(error) for word in _REFUSALS)
+
+
+async def command(redis: Redis, *args: str | bytes | int) -> Any:
+    """A command as it is written in Redis's documentation, for those whose redis-py methods reshape the answer."""
+    return await redis.execute_command(*args)  # type: ignore[no-untyped-call]
+
+
+class Connections:
+    """The process's connections to Redis: `commands`, `appends`, `blocking`, and subscriptions."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self.settings = settings
+        common: dict[str, Any] = {
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": settings.command_timeout,
+            "socket_keepalive": True,
+        }
+        timeout = settings.command_timeout
+        try:
+            # A caller waits for a free connection as long as for an answer.
+            self._commands = BlockingConnectionPool.from_url(
+                settings.url, max_connections=COMMAND_CONNECTIONS, timeout=timeout, socket_timeout=timeout, **common
+            )
+            self._appends = ConnectionPool.from_url(settings.url, socket_timeout=timeout, **common)
+            self._blocking = ConnectionPool.from_url(settings.url, socket_timeout=None, **common)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"REDIS_URL {redacted(settings.url)!r} is not usable: {error}") from None
+        self.commands: Redis = Redis(connection_pool=self._commands)
+        self.appends: Redis = Redis(connection_pool=self._appends)
+        self.blocking: Redis = Redis(connection_pool=self._blocking)
+
+    def subscription(self) -> Connection:
+        """A new connection for a subscriber, not yet connected and in no pool."""
+        connection: Connection = self._blocking.make_connection()  # type: ignore[no-untyped-call]
+        return connection
+
+    async def aclose(self) -> None:
+        for pool in (self._commands, self._appends, self._blocking):
+            try:
+                await pool.aclose()
+            except (RedisError, OSError):  # closing a broken connection is still closing it
+                continue
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,108 @@
+"""A job's entries as an iterator: replay, then live, until `done`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+
+from deltafan.broker.connections import redis_errors
+from deltafan.broker.hub import Feed, Hub
+from deltafan.broker.keys import partition
+from deltafan.broker.log import Entry
+from deltafan.broker.status import read_status
+from deltafan.errors import BrokerUnavailable, JobNotFound, LogExpired
+from deltafan.events import EventId
+from deltafan.wire import parse_event_id
+
+BUFFER = 4096
+"""Live events that wait for a slow consumer. Beyond it the follower leaves, and comes back by its cursor."""
+_RETRY_MIN, _RETRY_MAX = 0.1, 2.0
+
+
+class _Buffer:
+    """What a feed gives faster than the consumer takes."""
+
+    def __init__(self) -> None:
+        self.entries: deque[Entry] = deque()
+        self.news = asyncio.Event()
+        self.room = asyncio.Event()
+        self.overrun = False
+        self.lost = False
+
+    def live(self, entry: Entry) -> None:
+        if len(self.entries) >= BUFFER:
+            self.overrun = True
+        if not self.overrun:
+            self.entries.append(entry)
+        self.news.set()
+
+    def gone(self) -> None:
+        self.lost = True
+        self.news.set()
+
+    async def replay(self, entries: list[Entry]) -> None:
+        self.entries.extend(entries)
+        self.news.set()
+        while len(self.entries) >= BUFFER:
+            self.room.clear()
+            await self.room.wait()
+
+
+async def follow(
+    hub: Hub, job_id: str, after: EventId | None = None, *, tenant: str | None = None
+) -> AsyncGenerator[Entry, None]:
+    """Yield what follows `after` (everything, compacted, for `None`), each event once and in order, ending with `done`.
+
+    Outages of Redis are waited out; a job that nobody ever ends is followed for ever.
+
+    :raises JobNotFound: no such job of this tenant, or its record vanished while it was followed.
+    :raises LogExpired: the job has ended and its events are no longer kept.
+    """
+    wait = _RETRY_MIN
+    started = False
+    while True:
+        try:
+            status = await read_status(hub.commands, job_id, tenant)
+            started = True
+            if status.has_ended:
+                if after is not None and status.last_id is not None and after >= parse_event_id(status.last_id):
+                    return
+                with redis_errors():
+                    if not await hub.commands.exists(partition(job_id).log(job_id)):
+                        raise LogExpired(job_id)
+            async with hub.feed(job_id) as feed:
+                async for entry in _once(feed, after):
+                    after, wait = entry.id, _RETRY_MIN
+                    yield entry
+                    if entry.type == "done":
+                        return
+        except BrokerUnavailable:
+            if not started:
+                raise
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, _RETRY_MAX)
+
+
+async def _once(feed: Feed, after: EventId | None) -> AsyncGenerator[Entry, None]:
+    """One stay at the feed: until `done`, or until the consumer fell behind."""
+    buffer = _Buffer()
+    joining = asyncio.create_task(feed.join(after, buffer.replay, buffer))
+    joining.add_done_callback(lambda _: buffer.news.set())
+    try:
+        while True:
+            await buffer.news.wait()
+            buffer.news.clear()
+            while buffer.entries:
+                yield buffer.entries.popleft()
+                buffer.room.set()
+            if buffer.lost:
+                raise JobNotFound(feed.job_id)
+            if buffer.overrun:
+                return
+            if joining.done():
+                joining.result()
+    finally:
+        feed.leave(buffer)
+        joining.cancel()
+        await asyncio.gather(joining, return_exceptions=True)

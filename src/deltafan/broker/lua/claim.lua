@@ -1,0 +1,65 @@
+-- Begin an attempt: count it, name its owner, write its `meta`. From then on Redis refuses every append of an older one.
+-- KEYS  1 job  2 log  3 live channel  4 stream  5 deadlines  6 expiries  7 dead
+-- ARGV  1 id  2 entry  3 worker  4 group  5 provider (JSON)  6 can continue 0|1  7 max attempts  8 idle ms
+--       9 retention s
+-- Gives {run, attempt, spec, failures, usage, fresh | restart | continued, created, now, tenant, meta event, cancel,
+--         usage lost, characters of the text that goes on}
+--     | {ended, state}  the log is whole: deliver what is missing, acknowledge
+--     | {stale}         the job has another place in the queue, or no record: acknowledged
+local k = {job = KEYS[1], log = KEYS[2], live = KEYS[3], expiries = KEYS[6]}
+local id, entry, worker, group = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local h = read_job(k.job)
+local now = now_ms()
+
+if not h or h.entry ~= entry or h.stream ~= KEYS[4] then
+  drop_entry(KEYS[4], group, entry)
+  return {'stale'}
+end
+if h.state == 'running' then
+  if h.owner == worker then -- the reply of our first try was lost
+    local meta = redis.call('XRANGE', k.log, h.attempt .. '-0', h.attempt .. '-0')[1] or {'', {'e', ''}}
+    return {'run', tonumber(h.attempt), h.spec, tonumber(h.failures), h.usage, h.how, h.created, int(now), h.tenant,
+      meta[2][2], h.cancel, h.usage_lost, tonumber(h.chars)}
+  end
+  return {'stale'}
+end
+if h.state ~= 'queued' then
+  return {'ended', h.state}
+end
+if h.retention == '' then
+  h.retention = ARGV[9]
+  redis.call('HSET', k.job, 'retention', h.retention)
+end
+if h.max_attempts == '' then
+  redis.call('HSET', k.job, 'max_attempts', ARGV[7])
+end
+redis.call('ZREM', KEYS[5], id)
+if h.deadline ~= '' and h.attempt == '0' and tonumber(h.deadline) <= now then
+  end_unowned(k, id, h, now, 'expired', 'expired', 'expired', 'not started within expires_in')
+  return {'ended', 'expired'}
+end
+if h.on_takeover == 'fail' and h.visible == '1' and h.lost ~= '' then
+  end_unowned(k, id, h, now, 'failed', 'error', 'worker_lost', 'the worker was lost, and on_takeover is fail')
+  bury(KEYS[7], k.job, id, now, 'worker_lost')
+  return {'ended', 'failed'}
+end
+
+local attempt = tonumber(h.attempt) + 1
+local how, flag = 'fresh', ''
+if h.visible == '1' then
+  if h.on_takeover == 'continue' and ARGV[6] == '1' and tonumber(h.chars) > 0 then
+    how, flag = 'continued', ',"continued":true'
+  else
+    how, flag = 'restart', ',"restart":true'
+  end
+end
+local meta = emit(k.log, k.live, h.channel, id, attempt, 0, meta_body(attempt, ARGV[5], h.meta, now, flag))
+redis.call('PEXPIRE', k.log, ARGV[8])
+redis.call('HSET', k.job, 'state', 'running', 'attempt', attempt, 'seq', 0, 'owner', worker, 'claimed', int(now),
+  'provider', ARGV[5], 'lost', '', 'how', how)
+if how == 'restart' then
+  redis.call('HSET', k.job, 'chars', 0, 'visible', '')
+end
+redis.call('HSETNX', k.job, 'started', int(now))
+return {'run', attempt, h.spec, tonumber(h.failures), h.usage, how, h.created, int(now), h.tenant, meta, h.cancel,
+  h.usage_lost, how == 'continued' and tonumber(h.chars) or 0}

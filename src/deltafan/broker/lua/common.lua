@@ -1,0 +1,118 @@
+-- Put before every script. Helpers only: no keys, no effects of its own.
+
+-- Redis's clock in milliseconds: every process measures leases and deadlines by this one clock.
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- Whole numbers as text: tostring() would give 1.7e+12.
+local function int(n)
+  return string.format('%.0f', n)
+end
+
+local function publish(live, own, event)
+  redis.call('PUBLISH', live, event)
+  if own and own ~= '' then
+    redis.call('PUBLISH', own, event)
+  end
+end
+
+-- Write one event that a script makes itself. `body` is the JSON after the id: '"type":"…",…}'.
+local function emit(log, live, own, job, attempt, seq, body)
+  local id = attempt .. '-' .. seq
+  local event = '{"v":1,"job":"' .. job .. '","id":"' .. id .. '",' .. body
+  redis.call('XADD', log, id, 'e', event)
+  publish(live, own, event)
+  return event
+end
+
+local function meta_body(attempt, provider, fragment, now, flag)
+  return '"type":"meta","attempt":' .. attempt .. ',"provider":' .. provider .. ',' .. fragment
+    .. ',"created":' .. int(now) .. flag .. '}'
+end
+
+-- The record of a job that has ended counts down to its expiry, and so does its log. `expiries` tells the sweeper when
+-- to take the job out of its tenant's index.
+local function retire(job_key, log, expiries, id, tenant, now, retention_s)
+  local ms = math.floor(tonumber(retention_s) * 1000)
+  redis.call('PEXPIRE', job_key, int(ms))
+  redis.call('PEXPIRE', log, int(ms))
+  redis.call('ZADD', expiries, int(now + ms), tenant .. ' ' .. id)
+end
+
+local UNKNOWN_USAGE = '"prompt_tokens":null,"completion_tokens":null,"total_tokens":null,"cached_tokens":null,'
+  .. '"reasoning_tokens":null,"cost_usd":null,"source":"unknown"}'
+
+-- End a job that no worker runs (waiting, or lost by its worker): [meta], [error], done.
+-- h: attempt, seq, chars, created, tenant, meta, channel, retention of the job's hash.
+local function end_unowned(k, id, h, now, state, reason, code, message)
+  local attempt, seq = tonumber(h.attempt), tonumber(h.seq)
+  if h.state == 'running' then -- what the lost worker used, nobody can say any more
+    seq = seq + 1
+    emit(k.log, k.live, h.channel, id, attempt, seq, '"type":"usage",' .. UNKNOWN_USAGE)
+    local known = h.usage ~= '' and string.gsub(h.usage, '"source":"%a+"', '"source":"unknown"') or '{' .. UNKNOWN_USAGE
+    redis.call('HSET', k.job, 'usage', known)
+  end
+  if attempt == 0 then
+    attempt, seq = 1, 0
+    emit(k.log, k.live, h.channel, id, 1, 0, meta_body(1, '""', h.meta, now, ''))
+  end
+  if code ~= '' then
+    seq = seq + 1
+    emit(k.log, k.live, h.channel, id, attempt, seq, '"type":"error","code":"' .. code .. '","message":'
+      .. cjson.encode(message) .. ',"retryable":false,"will_retry":false}')
+    redis.call('HSET', k.job, 'error', cjson.encode({code = code, message = message}))
+  end
+  seq = seq + 1
+  local total = int(now - tonumber(h.created))
+  emit(k.log, k.live, h.channel, id, attempt, seq, '"type":"done","finish_reason":"' .. reason .. '","text_length":'
+    .. h.chars .. ',"timings":{"total":' .. total .. '}}')
+  redis.call('HSET', k.job, 'state', state, 'finish_reason', reason, 'attempt', attempt, 'seq', seq, 'owner', '',
+    'ended', int(now), 'timings', '{"total":' .. total .. '}')
+  retire(k.job, k.log, k.expiries, id, h.tenant, now, h.retention)
+end
+
+local FIELDS = {'state', 'attempt', 'seq', 'chars', 'created', 'tenant', 'meta', 'channel', 'retention', 'owner',
+  'entry', 'stream', 'cancel', 'failures', 'max_attempts', 'on_takeover', 'visible', 'spec', 'usage', 'lost', 'deadline',
+  'usage_lost', 'how'}
+
+-- The job's hash as a table, or nil where there is none.
+local function read_job(job_key)
+  local values = redis.call('HMGET', job_key, unpack(FIELDS))
+  if not values[1] then
+    return nil
+  end
+  local h = {}
+  for i, name in ipairs(FIELDS) do
+    h[name] = values[i] or ''
+  end
+  return h
+end
+
+-- Add one attempt's failure to the job's list: a JSON array kept as text, so that Lua never re-encodes it.
+local function add_error(job_key, entry)
+  local list = redis.call('HGET', job_key, 'errors')
+  if not list or list == '[]' then
+    redis.call('HSET', job_key, 'errors', '[' .. entry .. ']')
+  else
+    redis.call('HSET', job_key, 'errors', string.sub(list, 1, -2) .. ',' .. entry .. ']')
+  end
+end
+
+-- Dead letters that a queue keeps; beyond it the oldest go.
+local MOST_DEAD = 100000
+
+-- A dead letter: what was asked, why it failed, and how each attempt failed.
+local function bury(dead, job_key, id, now, reason)
+  local h = redis.call('HMGET', job_key, 'spec', 'errors', 'tenant')
+  redis.call('XADD', dead, 'MAXLEN', '~', MOST_DEAD, '*', 'id', id, 'job', h[1] or '', 'tenant', h[3] or 'default', 'reason', reason,
+    'errors', h[2] or '[]', 'died', int(now))
+end
+
+local function drop_entry(stream, group, entry)
+  if entry ~= '' then
+    redis.call('XACK', stream, group, entry)
+    redis.call('XDEL', stream, entry)
+  end
+end

@@ -1,0 +1,207 @@
+"""The producer's side: enqueue a prompt, follow it, ask for its result, cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from deltafan.broker import enqueue as build
+from deltafan.broker.cancel import CancelOutcome, cancel_job
+from deltafan.broker.connections import Connections, redis_errors
+from deltafan.broker.follow import follow
+from deltafan.broker.hub import Hub
+from deltafan.broker.keys import partition
+from deltafan.broker.listing import JobPage, list_jobs
+from deltafan.broker.status import JobStatus, read_status
+from deltafan.errors import JobFailed
+from deltafan.events import Event, EventId, Usage
+from deltafan.job import JobSpec, parse_spec
+from deltafan.settings import JobLimits, RedisSettings, Retention
+from deltafan.transcript import ToolCall, Transcript
+from deltafan.wire import parse_event_id
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a finished job said: the output of its final attempt."""
+
+    job_id: str
+    text: str
+    reasoning: str
+    refusal: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: str
+    usage: Usage | None
+    attempt: int
+
+
+class AsyncJob:
+    """A handle on a job, by its id. Making one asks Redis nothing."""
+
+    def __init__(self, queue: AsyncQueue, job_id: str) -> None:
+        self._queue = queue
+        self.id = job_id
+        self.channel = partition(job_id).live(job_id)
+        """The Redis pub/sub channel on which the job's events are published."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    async def events(self, after: str | EventId | None = None) -> AsyncGenerator[Event, None]:
+        """Iterate the job's events, all or those after an id, live until `done`. Outages of Redis are waited out.
+
+        :raises JobNotFound: no such job.
+        :raises LogExpired: the job's events are no longer kept.
+        """
+        cursor = parse_event_id(after) if isinstance(after, str) else after
+        hub = await self._queue.hub()
+        entries = follow(hub, self.id, cursor, tenant=self._queue.tenant)
+        try:
+            async for entry in entries:
+                event = entry.event()
+                if event is not None:
+                    yield event
+        finally:
+            await entries.aclose()
+
+    async def result(self, timeout: float | None = None) -> JobResult:
+        """Wait for the end and give the output.
+
+        :param timeout: seconds to wait.
+        :raises TimeoutError: the job has not ended by then; it goes on.
+        :raises JobFailed: it failed, was cancelled or expired.
+        """
+        transcript = Transcript()
+        async with asyncio.timeout(timeout):
+            events = self.events()
+            try:
+                async for event in events:
+                    transcript.add(event)
+            finally:
+                await events.aclose()
+            status = await self.status()
+        if status.state != "done":
+            error = status.error or {}
+            raise JobFailed(self.id, status.state, error.get("code", status.state), error.get("message", ""))
+        return JobResult(
+            job_id=self.id,
+            text=transcript.text,
+            reasoning=transcript.reasoning,
+            refusal=transcript.refusal,
+            tool_calls=tuple(transcript.tool_calls),
+            finish_reason=status.finish_reason or "stop",
+            usage=Usage(**{k: v for k, v in status.usage.items() if k in Usage.__slots__}) if status.usage else None,
+            attempt=status.attempt,
+        )
+
+    async def status(self) -> JobStatus:
+        """:raises JobNotFound: no such job, or its record has expired."""
+        return await read_status(self._queue.connections.commands, self.id, self._queue.tenant)
+
+    async def cancel(self) -> CancelOutcome:
+        """Ask for the job's end; sticky once it has returned. A job that has ended stays as it is.
+
+        :raises JobNotFound: no such job.
+        """
+        return await cancel_job(self._queue.connections.commands, self.id, self._queue.tenant, self._queue.retention)
+
+
+class AsyncQueue:
+    """Enqueue prompt jobs and follow them. Open it with `async with`, or call `aclose`.
+
+    :param url: Redis; the environment is not read here (`deltafan.connect` does).
+    :param tenant: whose jobs these are; nothing crosses tenants.
+    """
+
+    def __init__(
+        self,
+        url: str | RedisSettings = "redis://127.0.0.1:6379/0",
+        *,
+        tenant: str = "default",
+        limits: JobLimits | None = None,
+        retention: Retention | None = None,
+    ) -> None:
+        self.settings = RedisSettings(url=url) if isinstance(url, str) else url
+        self.tenant = tenant
+        self.limits = limits or JobLimits()
+        self.retention = retention or Retention()
+        self.connections = Connections(self.settings)
+        self._parent: AsyncQueue | None = None
+        self._hub: Hub | None = None
+        self._opening = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        if self._hub is not None:
+            await self._hub.__aexit__(None, None, None)
+            self._hub = None
+        await self.connections.aclose()
+
+    def for_tenant(self, tenant: str) -> AsyncQueue:
+        """The same queue for another tenant, on the same connections; close the first one only."""
+        other = copy(self)
+        other.tenant = tenant
+        other._parent = self
+        return other
+
+    async def hub(self) -> Hub:
+        """The followers' shared subscription, made at first use."""
+        if self._parent is not None:
+            return await self._parent.hub()
+        async with self._opening:
+            if self._hub is None:
+                self._hub = await Hub(self.connections).__aenter__()
+            return self._hub
+
+    async def enqueue(self, spec: JobSpec | Mapping[str, Any] | None = None, /, **fields: Any) -> AsyncJob:
+        """Enqueue a job: `enqueue(model="gpt-5", prompt="Hello")`, or a spec with the same fields.
+
+        :raises ValidationError: naming every field that is wrong.
+        :raises ConflictError: the idempotency key belongs to another job.
+        :raises QueueFull: the queue is at its bound.
+        :raises BrokerUnavailable: Redis cannot be reached within the command timeout; nothing says whether the job
+            was taken, so give an `idempotency_key` when you mean to try again.
+        """
+        return self.job((await self.submit(spec, **fields)).id)
+
+    async def submit(self, spec: JobSpec | Mapping[str, Any] | None = None, /, **fields: Any) -> build.Enqueued:
+        """As `enqueue`, giving also the state, and whether an idempotency key's first job was found."""
+        if not isinstance(spec, JobSpec):
+            spec = parse_spec({**(spec or {}), **fields}, self.limits)
+        number = build.choose_partition(self.settings.partitions, self.tenant, spec)
+        while True:
+            call = build.build(spec, build.new_job_id(number), tenant=self.tenant, max_queue=self.limits.max_queue)
+            with redis_errors():
+                answer = await call.script.run(self.connections.commands, call.keys, call.args)
+            enqueued = build.outcome(spec, answer)
+            if enqueued is not None:
+                return enqueued
+
+    def job(self, job_id: str) -> AsyncJob:
+        """A handle on a job by its id.
+
+        :raises ValidationError: not a job id.
+        """
+        return AsyncJob(self, job_id)
+
+    async def jobs(self, *, state: str | None = None, limit: int = 50, cursor: str | None = None) -> JobPage:
+        """The tenant's jobs, newest first, a page at a time."""
+        return await list_jobs(
+            self.connections.commands,
+            self.settings.partitions,
+            self.tenant,
+            state=state,
+            limit=limit,
+            cursor=cursor,
+        )

@@ -1,0 +1,91 @@
+"""The Lua scripts: loading, and running them whether or not the server still has them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+Arg = str | bytes | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One `.lua` file behind the common helpers. Its header says keys, arguments and answers."""
+
+    name: str
+    text: str
+    sha: str
+
+    async def run(self, redis: Redis, keys: Sequence[str], args: Iterable[Arg]) -> Any:
+        """Run it; a server that has lost its scripts is given this one again."""
+        try:
+            return await redis.evalsha(self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return await redis.eval(self.text, len(keys), *keys, *args)
+
+
+def _load(name: str) -> Script:
+    folder = files("deltafan.broker").joinpath("lua")
+    text = folder.joinpath("common.lua").read_text() + folder.joinpath(f"{name}.lua").read_text()
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+ENQUEUE: Final = _load("enqueue")
+TAKE: Final = _load("take")
+CLAIM: Final = _load("claim")
+APPEND: Final = _load("append")
+FINISH: Final = _load("finish")
+ACK: Final = _load("ack")
+RETRY: Final = _load("retry")
+RELEASE: Final = _load("release")
+REAP: Final = _load("reap")
+FORGET: Final = _load("forget")
+CANCEL: Final = _load("cancel")
+EXPIRE: Final = _load("expire")
+PROMOTE: Final = _load("promote")
+REJECT: Final = _load("reject")
+
+ALL: Final = (
+    ENQUEUE,
+    TAKE,
+    CLAIM,
+    APPEND,
+    FINISH,
+    ACK,
+    RETRY,
+    RELEASE,
+    REAP,
+    FORGET,
+    CANCEL,
+    EXPIRE,
+    PROMOTE,
+    REJECT,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A script with its keys and arguments, for a pipeline."""
+
+    script: Script
+    keys: tuple[str, ...]
+    args: tuple[Arg, ...]
+
+
+async def run_all(redis: Redis, calls: Sequence[Call]) -> list[Any]:
+    """Run many calls in one round trip. Each answer stands in its call's place; an error stands there as a value."""
+    pipe = redis.pipeline(transaction=False)
+    for call in calls:
+        pipe.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+    answers: list[Any] = await pipe.execute(raise_on_error=False)
+    for place, answer in enumerate(answers):
+        if isinstance(answer, NoScriptError):
+            call = calls[place]
+            answers[place] = await call.script.run(redis, call.keys, call.args)
+    return answers

@@ -1,0 +1,241 @@
+"""Ending an attempt: the last events, the job's state, its place in the queue. Outages of Redis are waited out."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import orjson
+
+from deltafan.broker.claims import Claim, Claims
+from deltafan.broker.connections import Connections, is_transient, redis_errors
+from deltafan.broker.scripts import Arg
+from deltafan.engine.joblog import JobLog
+from deltafan.engine.outcome import Completed, Failed, Outcome, Stopped, retry_wait
+from deltafan.engine.services import Services
+from deltafan.errors import BrokerUnavailable
+from deltafan.events import Done, Error, Event, EventId, FinishReason, Usage
+from deltafan.job import JobState
+from deltafan.llm.usage import add
+from deltafan.sinks.fanout import Fanout
+from deltafan.telemetry.hooks import Signal
+from deltafan.wire import encode, payload
+
+_RETRY_MIN, _RETRY_MAX = 0.05, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How the job is to end."""
+
+    state: JobState
+    finals: tuple[Event, ...]
+    finish_reason: FinishReason
+    error: Error | None = None
+    dead: str = ""
+
+
+class Ending:
+    """Carries out what an outcome means for the job."""
+
+    def __init__(
+        self,
+        services: Services,
+        connections: Connections,
+        claims: Claims,
+        log: JobLog,
+        fanout: Fanout,
+        timings: Mapping[str, float],
+    ) -> None:
+        self._services = services
+        self._claims = claims
+        self._redis = connections.commands
+        self._claim = log.claim
+        self._log = log
+        self._fanout = fanout
+        self._timings = dict(timings)
+
+    async def carry_out(self, outcome: Outcome, earlier: Usage | None) -> None:
+        """:param earlier: the usage of attempts before this one."""
+        total = outcome.usage if earlier is None else add(earlier, outcome.usage)
+        match outcome:
+            case Stopped(reason="fenced" | "gone"):
+                self._log.close()
+            case Stopped(reason="drain" | "lost_tail" | "refused"):
+                await self._release(await self._log.seal(), outcome.usage, total)
+            case Failed() if self._retries(outcome):
+                await self._retry(await self._log.seal(), outcome, total)
+            case _:
+                await self._finish(await self._log.seal(), self._plan(outcome), total)
+
+    def _retries(self, failed: Failed) -> bool:
+        most = self._claim.spec.max_attempts or self._services.settings.max_attempts
+        return failed.error.retryable and self._claim.failures + 1 < most
+
+    def _plan(self, outcome: Completed | Failed | Stopped) -> _Plan:
+        match outcome:
+            case Completed():
+                return _Plan("done", (outcome.usage, self._done(outcome.finish_reason)), outcome.finish_reason)
+            case Failed():
+                error = _error(outcome, will_retry=False)
+                done = self._done("error")
+                return _Plan("failed", (outcome.usage, error, done), "error", error, dead=error.code)
+            case Stopped():
+                cause: Error | None = None
+                if outcome.reason == "abandoned":
+                    patience = self._claim.spec.cancel_if_abandoned
+                    cause = Error(code="cancelled", message=f"nobody followed the job for {patience:g} s")
+                return _Plan("cancelled", (outcome.usage, self._done("cancelled")), "cancelled", cause)
+
+    def _done(self, reason: FinishReason) -> Done:
+        return Done(reason, text_length=self._log.chars, timings=self._timings)
+
+    async def _finish(self, rest: Sequence[Event], plan: _Plan, total: Usage) -> None:
+        while True:
+            events = [*rest, *plan.finals]
+            answer = await self._patiently(partial(self._finish_once, plan, events, total))
+            if answer in ("finished", "duplicate"):
+                self._land(events)
+                await self._settle_sinks()
+                return
+            if answer == "cancelled":  # the cancel came before our end, and wins
+                plan = self._plan(Stopped("cancelled", _usage_of(plan.finals)))
+            elif answer != "again":
+                return
+
+    async def _finish_once(self, plan: _Plan, events: Sequence[Event], total: Usage) -> str:
+        status, last = await self._claims.finish(
+            self._claim,
+            self._log.next_seq,
+            self._encode(events),
+            plan.state,
+            self._record(plan, total),
+            acknowledge=not self._fanout,
+            dead=plan.dead,
+            error=_attempt_error(self._claim, plan.error) if plan.error and plan.state == "failed" else b"",
+        )
+        return await self._mended(status, last)
+
+    async def _retry(self, rest: Sequence[Event], failed: Failed, total: Usage) -> None:
+        error = _error(failed, will_retry=True)
+        wait = retry_wait(self._services.settings, self._claim.failures + 1, failed.error.retry_after)
+        events = [*rest, failed.usage, error]
+        answer = "again"
+        while answer == "again":
+            answer = await self._patiently(partial(self._retry_once, events, error, wait, total))
+        if answer == "cancelled":
+            await self._finish(rest, self._plan(Stopped("cancelled", failed.usage)), total)
+        elif answer in ("delayed", "duplicate"):
+            self._land(events)
+            self._services.hook(
+                Signal("job.retrying", "info", {"job": self._claim.job_id, "code": error.code, "wait": round(wait, 3)})
+            )
+
+    async def _retry_once(self, events: Sequence[Event], error: Error, wait: float, total: Usage) -> str:
+        record: dict[str, Arg] = {"usage": orjson.dumps(payload(total)), "usage_lost": "", "chars": self._log.chars}
+        if self._log.visible:
+            record["visible"] = "1"
+        status, last = await self._claims.retry(
+            self._claim, self._log.next_seq, self._encode(events), wait, _attempt_error(self._claim, error), record
+        )
+        return await self._mended(status, last)
+
+    async def _release(self, rest: Sequence[Event], usage: Usage, total: Usage) -> None:
+        """Hand the job over. What was not written yet is not: the next attempt begins anew, or from what was."""
+        answer = await self._patiently(partial(self._claims.release, self._claim, orjson.dumps(payload(total))))
+        if answer == "cancelled":
+            await self._finish(rest, self._plan(Stopped("cancelled", usage)), total)
+
+    async def _mended(self, status: str, last: int) -> str:
+        """Refill a log that lost its tail, then the script is to be asked again."""
+        if status != "gap":
+            return status
+        call = self._log.backfill(last)
+        if call is None:
+            await self._claims.release(self._claim, self._claim.usage)
+            return "fenced"
+        answer = await call.script.run(self._redis, call.keys, call.args)
+        return "again" if answer[0] in (b"appended", b"duplicate", b"gap") else "fenced"
+
+    async def _patiently(self, action: Callable[[], Awaitable[str]]) -> str:
+        """Do it, again and again while Redis is away: the job's end must not be lost."""
+        wait = _RETRY_MIN
+        while True:
+            try:
+                with redis_errors():
+                    return await action()
+            except BrokerUnavailable as error:
+                self._services.hook(
+                    Signal("ending.waiting", "warning", {"job": self._claim.job_id, "error": str(error)[:200]})
+                )
+            except Exception as error:
+                if not is_transient(error):
+                    self._services.hook(
+                        Signal("ending.failed", "error", {"job": self._claim.job_id, "error": str(error)[:200]})
+                    )
+                    return "refused"
+            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, not a secret
+            wait = min(wait * 2, _RETRY_MAX)
+
+    def _encode(self, events: Sequence[Event]) -> list[bytes]:
+        first, attempt = self._log.next_seq, self._claim.attempt
+        return [
+            encode(self._claim.job_id, EventId(attempt, first + place), event) for place, event in enumerate(events)
+        ]
+
+    def _land(self, events: Sequence[Event]) -> None:
+        first, attempt = self._log.next_seq, self._claim.attempt
+        self._fanout.offer(
+            [
+                replace(event, id=EventId(attempt, first + place), job=self._claim.job_id)
+                for place, event in enumerate(events)
+            ]
+        )
+
+    def _record(self, plan: _Plan, total: Usage) -> dict[str, Arg]:
+        record: dict[str, Arg] = {
+            "finish_reason": plan.finish_reason,
+            "chars": self._log.chars,
+            "usage": orjson.dumps(payload(total)),
+            "usage_lost": "",
+            "timings": orjson.dumps(self._timings),
+        }
+        if plan.error is not None:
+            record["error"] = orjson.dumps(payload(plan.error))
+        return record
+
+    async def _settle_sinks(self) -> None:
+        """The job has ended; it is acknowledged when its sinks have its `done`, or have run out of their budget."""
+        if not self._fanout:
+            return
+        standing = await self._fanout.settle(self._services.settings.sink_budget)
+        await self._patiently(partial(self._acknowledge, standing))
+
+    async def _acknowledge(self, standing: Mapping[str, dict[str, Any]]) -> str:
+        await self._claims.acknowledge(self._claim.taken, self._claim.job_id, {"sinks": orjson.dumps(dict(standing))})
+        return "acknowledged"
+
+
+def _usage_of(finals: Sequence[Event]) -> Usage:
+    return next(event for event in finals if isinstance(event, Usage))
+
+
+def _error(failed: Failed, *, will_retry: bool) -> Error:
+    error = failed.error
+    return Error(
+        code=error.code,
+        message=error.message,
+        status=error.status,
+        retryable=error.retryable,
+        will_retry=will_retry,
+    )
+
+
+def _attempt_error(claim: Claim, error: Error) -> bytes:
+    """One line of the list of attempts' errors, in the record and in the dead letter."""
+    known = {"attempt": claim.attempt, "code": error.code, "message": error.message, "status": error.status}
+    return orjson.dumps({name: value for name, value in known.items() if value is not None})

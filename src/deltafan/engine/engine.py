@@ -1,0 +1,280 @@
+"""One worker process: takes jobs up to its concurrency, keeps its lease, looks after waiting and lost jobs, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from deltafan.broker import upkeep
+from deltafan.broker.claims import Claim, Claims, Ended
+from deltafan.broker.connections import Connections
+from deltafan.broker.intake import Intake, Taken
+from deltafan.broker.keys import Partition
+from deltafan.broker.subscriber import Subscriber
+from deltafan.engine.flusher import Flusher
+from deltafan.engine.late import deliver_late
+from deltafan.engine.run import JobRun
+from deltafan.engine.services import Services
+from deltafan.errors import BrokerUnavailable
+from deltafan.telemetry.hooks import Signal
+
+BLOCK = 5.0
+"""Seconds that an idle worker waits for work in one read."""
+BEATS_PER_LEASE = 3
+"""Heartbeats in a lease: two may get lost before jobs do."""
+PROMOTE_INTERVAL = 0.5
+"""The longest time, in seconds, between two looks at delayed jobs: another worker may have added one."""
+_RETRY = 0.5
+
+
+def new_worker_id() -> str:
+    """Host and process, for people; random bits, so that no two ever share a name."""
+    host = "".join(c for c in socket.gethostname() if c.isalnum() or c in "-_")[:40] or "host"
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+class Engine:
+    """Runs jobs until it is told to stop. `run` opens and closes everything it needs."""
+
+    def __init__(self, services: Services, connections: Connections, worker_id: str | None = None) -> None:
+        self.worker = worker_id or new_worker_id()
+        self._services = services
+        self._settings = services.settings
+        self._connections = connections
+        self._partitions = connections.settings.partitions
+        self._claims = Claims(connections.commands, self.worker, services.settings, services.retention, services.limits)
+        self._intake = Intake(connections, self.worker, services.settings.queues, self._partitions)
+        self._flusher = Flusher(connections.appends, services.hook)
+        self._runs: dict[str, JobRun] = {}
+        self._entries: set[tuple[str, str]] = set()  # entries of ours that a task is at work on, by stream and entry
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._held: list[Taken] = []  # taken beyond the concurrency; a wait may bring one entry of each stream
+        self._suspects: set[tuple[str, str]] = set()
+        self._freed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._promote_soon = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        return len(self._runs)
+
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event, ready: Callable[[], None] | None = None) -> None:
+        """Serve until `stop` is set, then drain: jobs may end within the drain time, the others are handed over.
+
+        :param hurry: hand over at once.
+        :param ready: called when the first heartbeat is out and the queues exist.
+        """
+        async with Subscriber(self._connections) as subscriber, self._flusher, asyncio.TaskGroup() as group:
+            await self._patiently(self._start, subscriber)
+            if ready is not None:
+                ready()
+            self._signal("worker.started", queues=list(self._settings.queues), concurrency=self._settings.concurrency)
+            loops = [
+                group.create_task(loop, name=f"deltafan-{name}")
+                for name, loop in (
+                    ("heartbeat", self._every(self._settings.lease / BEATS_PER_LEASE, self._beat)),
+                    ("upkeep", self._every(self._settings.reap_interval, self._upkeep)),
+                    ("promote", self._promote()),
+                )
+            ]
+            taking = group.create_task(self._take(group), name="deltafan-take")
+            await stop.wait()
+            self._stopping.set()
+            taking.cancel()
+            await self._drain(hurry)
+            for loop in loops:
+                loop.cancel()
+            await self._leave()
+        self._signal("worker.stopped")
+
+    async def _start(self, subscriber: Subscriber) -> None:
+        await self._beat()
+        await self._intake.ensure_groups()
+        for number in range(self._partitions):
+            await subscriber.subscribe(f"{Partition(number).control}{self.worker}", self._on_control, lambda: None)
+
+    async def _patiently(self, action: Callable[..., Awaitable[None]], *args: Any) -> None:
+        while True:
+            try:
+                await action(*args)
+                return
+            except BrokerUnavailable as error:
+                self._signal("redis.unavailable", "warning", error=str(error)[:200])
+                await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
+
+    async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(random.uniform(0.8, 1.0) * seconds)  # noqa: S311 - jitter, not a secret
+            try:
+                await action()
+            except BrokerUnavailable as error:
+                self._signal("redis.unavailable", "warning", error=str(error)[:200])
+
+    # Taking and running
+
+    async def _take(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            free = self._settings.concurrency - len(self._tasks)
+            if free <= 0:
+                self._freed.clear()
+                await self._freed.wait()
+                continue
+            try:
+                batch = self._held[:free] or await self._intake.take(free) or await self._intake.wait(BLOCK)
+            except BrokerUnavailable as error:
+                self._signal("redis.unavailable", "warning", error=str(error)[:200])
+                await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
+                continue
+            if self._held:
+                del self._held[:free]
+            for taken in batch[:free]:
+                self._start_job(group, taken)
+            self._held.extend(batch[free:])
+
+    def _start_job(self, group: asyncio.TaskGroup, taken: Taken) -> None:
+        place = (taken.stream, taken.entry)
+        if place in self._entries:
+            return
+        self._entries.add(place)
+        task = group.create_task(self._job(taken), name=f"deltafan-run-{taken.job_id}")
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._entries.discard(place)
+            self._freed.set()
+
+        task.add_done_callback(ended)
+
+    async def _job(self, taken: Taken) -> None:
+        """One entry, from claim to end. Whatever goes wrong in it costs no other job anything."""
+        try:
+            provider, can_continue = self._services.provider_of(taken.model)
+            claim = await self._claim(taken, provider, can_continue)
+            if isinstance(claim, Ended):
+                await deliver_late(self._services, self._connections, self._claims, claim)
+            elif claim is not None:
+                await self._run_job(claim)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._signal("job.crashed", "error", job=taken.job_id, error=repr(error)[:500])
+
+    async def _claim(self, taken: Taken, provider: str, can_continue: bool) -> Claim | Ended | None:
+        while True:
+            try:
+                return await self._claims.claim(taken, provider, can_continue=can_continue)
+            except BrokerUnavailable as error:
+                self._signal("redis.unavailable", "warning", error=str(error)[:200])
+                await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
+
+    async def _run_job(self, claim: Claim) -> None:
+        run = JobRun(self._services, self._connections, self._claims, self._flusher, claim)
+        self._runs[claim.job_id] = run
+        if self._stopping.is_set():
+            run.stop("drain")
+        try:
+            await run.run()
+        finally:
+            if self._runs.get(claim.job_id) is run:
+                del self._runs[claim.job_id]
+        self._promote_soon.set()  # it may have been put among the delayed
+
+    def _on_control(self, message: bytes) -> None:
+        command, _, job_id = message.partition(b" ")
+        run = self._runs.get(job_id.decode("utf-8", "replace"))
+        if command == b"cancel" and run is not None:
+            run.stop("cancelled")
+
+    # Looking after
+
+    async def _beat(self) -> None:
+        details = {"pid": os.getpid(), "host": socket.gethostname(), "running": self.running}
+        redis = self._connections.commands
+        await upkeep.beat(redis, self._partitions, self.worker, self._settings.lease, details)
+        running = [(run.claim.taken.partition, job_id) for job_id, run in self._runs.items()]
+        for job_id in await upkeep.cancels_wanted(redis, running) if running else ():
+            if job_id in self._runs:
+                self._runs[job_id].stop("cancelled")
+
+    async def _upkeep(self) -> None:
+        redis, retention = self._connections.commands, self._services.retention
+        for number in range(self._partitions):
+            for queue in self._settings.queues:
+                reaped = await upkeep.reap(redis, number, queue, self._settings, retention)
+                if reaped.moved or reaped.ended:
+                    self._signal("jobs.reaped", "warning", queue=queue, moved=reaped.moved, ended=reaped.ended)
+                await upkeep.expire(redis, number, queue, retention)
+            await upkeep.sweep(redis, number)
+        await self._recover()
+
+    async def _recover(self) -> None:
+        """Find entries that Redis counts as ours and that never reached us: their reply was lost on the way."""
+        if self._stopping.is_set():
+            return
+        known = self._entries | {(taken.stream, taken.entry) for taken in self._held}
+        strays = [t for t in await self._intake.pending() if (t.stream, t.entry) not in known]
+        # Twice in a row, because an entry may have been on its way to us when we looked.
+        self._held.extend(t for t in strays if (t.stream, t.entry) in self._suspects)
+        self._suspects = {(t.stream, t.entry) for t in strays} - {(t.stream, t.entry) for t in self._held}
+        if self._held:
+            self._freed.set()
+
+    async def _promote(self) -> None:
+        while True:
+            following: float | None = None
+            try:
+                for number in range(self._partitions):
+                    for queue in self._settings.queues:
+                        due = await upkeep.promote(self._connections.commands, number, queue)
+                        if due is not None:
+                            following = due if following is None else min(due, following)
+            except BrokerUnavailable as error:
+                self._signal("redis.unavailable", "warning", error=str(error)[:200])
+            self._promote_soon.clear()
+            try:
+                async with asyncio.timeout(max(0.005, min(PROMOTE_INTERVAL, following or PROMOTE_INTERVAL))):
+                    await self._promote_soon.wait()
+            except TimeoutError:
+                continue
+
+    # Stopping
+
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        self._signal("worker.draining", running=self.running, seconds=self._settings.drain)
+        hurried = asyncio.create_task(hurry.wait())
+        ended = asyncio.create_task(self._idle())
+        try:
+            await asyncio.wait({hurried, ended}, timeout=self._settings.drain, return_when="FIRST_COMPLETED")
+            for run in tuple(self._runs.values()):
+                run.stop("drain")
+            await asyncio.wait({ended}, timeout=self._settings.lease)
+        finally:
+            hurried.cancel()
+            ended.cancel()
+            await asyncio.gather(hurried, ended, return_exceptions=True)
+        for task in tuple(self._tasks):  # Redis is away: what is left is reaped when our lease runs out
+            task.cancel()
+
+    async def _idle(self) -> None:
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+
+    async def _leave(self) -> None:
+        """Say that we are gone, and put what we took and did not begin before the waiting jobs of others."""
+        redis = self._connections.commands
+        try:
+            await upkeep.leave(redis, self._partitions, self.worker)
+            for number in range(self._partitions):
+                for queue in self._settings.queues:
+                    await upkeep.reap(redis, number, queue, self._settings, self._services.retention)
+        except BrokerUnavailable as error:
+            self._signal("redis.unavailable", "warning", error=str(error)[:200])
+
+    def _signal(self, name: str, level: Any = "info", **fields: Any) -> None:
+        self._services.hook(Signal(name, level, {"worker": self.worker} | fields))

@@ -1,0 +1,52 @@
+"""What earlier attempts leave to the next: the text to go on from, and the usage that was lost with a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import orjson
+from redis.asyncio import Redis
+
+from deltafan.broker.claims import Claim
+from deltafan.broker.log import read_all
+from deltafan.events import EventId, Meta, Usage
+from deltafan.llm.usage import add, estimate
+from deltafan.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    prefix: str = ""
+    """The text already streamed, from which this attempt goes on."""
+    usage: Usage | None = field(default=None)
+    """The sum over earlier attempts; an attempt that was lost with its worker is estimated from what it streamed."""
+
+
+def usage_from_json(stored: bytes) -> Usage | None:
+    """Read a usage as the job's record keeps it; `None` for none."""
+    if not stored:
+        return None
+    return Usage(**{name: value for name, value in orjson.loads(stored).items() if name in Usage.__slots__})
+
+
+async def read_history(redis: Redis, claim: Claim) -> History:
+    """Read the log only where something hangs on it."""
+    usage = usage_from_json(claim.usage)
+    if claim.how != "continued" and not claim.usage_lost:
+        return History(usage=usage)
+    transcript = Transcript()
+    before = ""  # the text as the lost attempt found it
+    async for page in read_all(redis, claim.job_id):
+        for entry in page:
+            event = entry.event()
+            if event is None or entry.id >= EventId(claim.attempt, 0):
+                continue
+            if isinstance(event, Meta):
+                before = transcript.text if event.continued else ""
+            transcript.add(event)
+    if claim.usage_lost:
+        calls = sum(len(call.name) + len(call.arguments) for call in transcript.tool_calls)
+        output = len(transcript.text) - len(before) + len(transcript.reasoning) + len(transcript.refusal) + calls
+        lost = estimate(claim.spec.chat(), output)
+        usage = lost if usage is None else add(usage, lost)
+    return History(transcript.text if claim.how == "continued" else "", usage)

@@ -1,0 +1,230 @@
+"""One job's run: ask the model, write the log, end the attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from typing import Any
+
+from deltafan.broker.claims import Claim, Claims
+from deltafan.broker.connections import Connections
+from deltafan.engine.ending import Ending
+from deltafan.engine.flusher import Flusher
+from deltafan.engine.history import History, read_history
+from deltafan.engine.joblog import JobLog
+from deltafan.engine.outcome import Completed, Failed, Outcome, Stopped, StopReason
+from deltafan.engine.services import Services
+from deltafan.errors import BrokerUnavailable, CompletionError
+from deltafan.events import Done, Event, FinishReason, Usage
+from deltafan.llm import Request
+from deltafan.llm.usage import add, estimate
+from deltafan.sinks.base import JobInfo
+from deltafan.sinks.fanout import Fanout, unknown_sinks
+from deltafan.telemetry.hooks import Signal
+
+_SECOND = 1000
+
+
+class JobRun:
+    """An attempt that this worker has claimed. `run` returns when there is nothing more to do for it here."""
+
+    def __init__(
+        self, services: Services, connections: Connections, claims: Claims, flusher: Flusher, claim: Claim
+    ) -> None:
+        self.claim = claim
+        self._services = services
+        self._connections = connections
+        self._claims = claims
+        self._settings = services.settings
+        self._began = time.monotonic()
+        self._first_token: float | None = None
+        self._reason: StopReason | None = None
+        self._task: asyncio.Task[Completed | Failed] | None = None
+        self.log = JobLog(
+            claim,
+            wake=flusher.wake,
+            stop=self._stopped_by_log,
+            buffer_bytes=self._settings.buffer_bytes,
+            memory_bytes=self._settings.memory_bytes,
+            idle_ms=int(services.retention.idle_retention * _SECOND),
+        )
+
+    def stop(self, reason: StopReason) -> None:
+        """Stop the completion; the attempt ends as the reason says. The first reason stands."""
+        if self._reason is None:
+            self._reason = reason
+            if self._task is not None:
+                self._task.cancel()
+
+    def _stopped_by_log(self, reason: str) -> None:
+        known: dict[str, StopReason] = {
+            "cancelled": "cancelled",
+            "fenced": "fenced",
+            "gone": "gone",
+            "lost_tail": "lost_tail",
+        }
+        self.stop(known.get(reason, "refused"))
+
+    async def run(self) -> None:
+        claim = self.claim
+        self._signal("job.started", attempt=claim.attempt, queued=claim.claimed - claim.created)
+        if claim.cancelled:
+            self.stop("cancelled")
+        history = await self._history()
+        fanout = self._fanout()
+        try:
+            outcome = await self._outcome(history)
+            ending = Ending(self._services, self._connections, self._claims, self.log, fanout, self._timings())
+            await ending.carry_out(outcome, history.usage)
+        finally:
+            self.log.close()
+            await fanout.aclose()
+        self._signal("job.ended", attempt=claim.attempt, outcome=_name(outcome), seconds=self._seconds())
+
+    async def _history(self) -> History:
+        """What earlier attempts leave to this one. Redis is waited for: the claim stands meanwhile."""
+        while True:
+            try:
+                return await read_history(self._connections.commands, self.claim)
+            except BrokerUnavailable:
+                await asyncio.sleep(0.5)
+
+    async def _outcome(self, history: History) -> Outcome:
+        task = self._task = asyncio.create_task(self._complete(history), name=f"deltafan-job-{self.claim.job_id}")
+        watcher: asyncio.Task[None] | None = None
+        if self.claim.spec.cancel_if_abandoned is not None:
+            watcher = asyncio.create_task(self._watch(self.claim.spec.cancel_if_abandoned))
+        if self._reason is not None:
+            task.cancel()
+        try:
+            await asyncio.wait({task})
+        finally:
+            if not task.done():  # we are being cancelled ourselves
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            if watcher is not None:
+                watcher.cancel()
+                await asyncio.gather(watcher, return_exceptions=True)
+        if task.cancelled():
+            if self._reason is None:
+                raise asyncio.CancelledError
+            return Stopped(self._reason, self._estimate())
+        error = task.exception()
+        if error is not None:
+            if not isinstance(error, Exception):
+                raise error
+            # A fault of ours or of a user's ring: the job's follower is told nothing but that.
+            self._signal("job.crashed", level="error", error=repr(error)[:500])
+            return Failed(CompletionError("server_error", "internal error of the worker"), self._estimate())
+        return task.result()
+
+    async def _complete(self, history: History) -> Completed | Failed:
+        problem = self._problem()
+        if problem is not None:
+            return Failed(problem, Usage(0, 0, 0, source="reported"))
+        spec, settings = self.claim.spec, self._settings
+        request = Request(
+            model=spec.model,
+            messages=spec.chat(),
+            params=spec.params,
+            prefix=history.prefix,
+            timeout=spec.timeout or settings.timeout,
+            first_token_timeout=spec.first_token_timeout or settings.first_token_timeout,
+            stall_timeout=spec.stall_timeout or settings.stall_timeout,
+        )
+        completions = self._services.completions_for(spec)
+        usage: Usage | None = None
+        finish: FinishReason | None = None
+        try:
+            async with aclosing(completions.stream(request)) as events:
+                async for event in events:
+                    if isinstance(event, Usage):
+                        usage = event if usage is None else add(usage, event)
+                    elif isinstance(event, Done):
+                        finish = event.finish_reason
+                    else:
+                        await self._emit(event)
+        except CompletionError as error:
+            return Failed(error, usage or self._estimate())
+        if finish is None:
+            return Failed(CompletionError("malformed_stream", "the completion ended without an end"), self._estimate())
+        return Completed(finish, usage or self._estimate())
+
+    async def _emit(self, event: Event) -> None:
+        if self._first_token is None:
+            self._first_token = self._seconds()
+        self.log.emit(event)
+        if self.log.full:
+            await self.log.room()
+
+    def _problem(self) -> CompletionError | None:
+        """Why the job cannot run here at all."""
+        if not self.claim.understood:
+            return CompletionError("bad_request", "the job was written by a newer version than this worker's")
+        spec = self.claim.spec
+        missing = unknown_sinks(spec.sinks, self._services.sinks)
+        if missing:
+            has = ", ".join(sorted(self._services.sinks)) or "none"
+            return CompletionError("bad_request", f"sinks: this worker has no {', '.join(missing)} (it has: {has})")
+        return self._services.tool_problem(spec)
+
+    def _estimate(self) -> Usage:
+        return estimate(self.claim.spec.chat(), self.log.output_chars)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _timings(self) -> dict[str, float]:
+        """Milliseconds. `queued` from enqueue to this attempt's claim, the others from its claim."""
+        claim = self.claim
+        timings = {"queued": float(claim.claimed - claim.created), "total": round(self._seconds() * _SECOND, 1)}
+        if self._first_token is not None:
+            timings["first_token"] = round(self._first_token * _SECOND, 1)
+        return timings
+
+    def _fanout(self) -> Fanout:
+        claim, spec = self.claim, self.claim.spec
+        if unknown_sinks(spec.sinks, self._services.sinks):
+            return Fanout(())
+        info = JobInfo(claim.job_id, claim.tenant, spec.channel, spec.metadata)
+        fanout = Fanout(self._services.runners(info, spec.sinks, self._connections))
+        if fanout:
+            self.log.on_appended = fanout.offer
+        return fanout
+
+    async def _watch(self, patience: float) -> None:
+        """Stop the attempt when nobody has listened to its channels for `patience` seconds."""
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        channels = [self.claim.keys.live(self.claim.job_id)]
+        if self.claim.spec.channel is not None:
+            channels.append(self.claim.spec.channel)
+        while True:
+            await asyncio.sleep(max(0.05, min(1.0, patience / 4)))
+            last = max(last, self.log.seen_at or 0.0)
+            if loop.time() - last < patience / 2:
+                continue
+            try:
+                counts: Any = await self._connections.commands.pubsub_numsub(*channels)
+            except Exception:  # Redis is away: nobody can be heard, and nobody is blamed
+                last = loop.time()
+                continue
+            if any(count for _, count in counts):
+                last = loop.time()
+            elif loop.time() - last >= patience:
+                self.stop("abandoned")
+                return
+
+    def _signal(self, name: str, level: str = "info", **fields: Any) -> None:
+        self._services.hook(Signal(name, level, {"job": self.claim.job_id} | fields))  # type: ignore[arg-type]
+
+
+def _name(outcome: Outcome) -> str:
+    match outcome:
+        case Completed():
+            return outcome.finish_reason
+        case Failed():
+            return outcome.error.code
+        case Stopped():
+            return outcome.reason

@@ -1,0 +1,69 @@
+"""What a worker's jobs share, besides Redis: the models, the sinks, the tools, the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from deltafan.broker.connections import Connections
+from deltafan.broker.log import read_page
+from deltafan.errors import CompletionError
+from deltafan.events import Event, EventId
+from deltafan.job import JobSpec
+from deltafan.llm import Completions, LLMSettings, provider_facts, split_model
+from deltafan.llm.tools import Tool, ToolLoop
+from deltafan.settings import JobLimits, Retention, WorkerSettings
+from deltafan.sinks.base import JobInfo, SinkFactory
+from deltafan.sinks.fanout import CatchUp, SinkRunner
+from deltafan.telemetry.hooks import Hook, silent
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`sinks` and `tools` are what an operator registered, by the names that jobs use."""
+
+    completions: Completions
+    settings: WorkerSettings = field(default_factory=WorkerSettings)
+    llm: LLMSettings = field(default_factory=LLMSettings)
+    retention: Retention = field(default_factory=Retention)
+    limits: JobLimits = field(default_factory=JobLimits)
+    sinks: Mapping[str, SinkFactory] = field(default_factory=dict)
+    tools: Mapping[str, Tool] = field(default_factory=dict)
+    hook: Hook = silent
+
+    def provider_of(self, model: str) -> tuple[str, bool]:
+        """The provider that a model name chooses, and whether it can go on from given text."""
+        provider, _ = split_model(model, self.llm)
+        return provider, provider_facts(provider).prefill != "none"
+
+    def completions_for(self, spec: JobSpec) -> Completions:
+        """The models, with the job's tools around them."""
+        if not spec.tools:
+            return self.completions
+        return ToolLoop(self.completions, [self.tools[name] for name in spec.tools])
+
+    def tool_problem(self, spec: JobSpec) -> CompletionError | None:
+        missing = [name for name in spec.tools if name not in self.tools]
+        if not missing:
+            return None
+        has = ", ".join(sorted(self.tools)) or "none"
+        return CompletionError("bad_request", f"tools: this worker has no {', '.join(missing)} (it has: {has})")
+
+    def runners(
+        self,
+        job: JobInfo,
+        names: Sequence[str],
+        connections: Connections,
+        after: Mapping[str, EventId | None] | None = None,
+    ) -> list[SinkRunner]:
+        """A runner for each of a job's sinks, from where each stopped."""
+        catch_up = log_reader(connections, job.id)
+        return [SinkRunner(name, self.sinks[name], job, catch_up, self.hook, (after or {}).get(name)) for name in names]
+
+
+def log_reader(connections: Connections, job_id: str) -> CatchUp:
+    async def read(after: EventId | None) -> Sequence[Event]:
+        page = await read_page(connections.commands, job_id, after)
+        return [event for entry in page if (event := entry.event()) is not None]
+
+    return read

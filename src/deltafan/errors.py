@@ -1,0 +1,135 @@
+"""Every error that deltafan raises, one tree.
+
+    DeltafanError
+    ├── ValidationError          what a caller sent is not right; names the fields and the rules
+    ├── ConfigurationError       a setting is missing or wrong
+    ├── ConflictError            an idempotency key or a job id is in use for something else
+    ├── JobNotFound              no such job, or its record has expired
+    ├── JobFailed                a job ended in `failed`, `cancelled` or `expired` and its result was asked for
+    ├── LogExpired               the job is known, but its events are no longer kept
+    ├── BrokerUnavailable        Redis cannot be reached, or refuses to serve
+    ├── QueueFull                the queue is at its bound
+    └── CompletionError          a completion failed; `code` says what to do
+
+`code` is stable and machine-readable. `retryable` says whether the same request may succeed later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One thing that is wrong: where (`messages[0].role`), and the rule it breaks."""
+
+    field: str
+    message: str
+
+
+class DeltafanError(Exception):
+    """The root of the tree. `str()` of it is fit to be shown to a user."""
+
+    code: str = "internal"
+    retryable: bool = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ValidationError(DeltafanError):
+    code = "invalid"
+
+    def __init__(self, fields: Sequence[FieldError], message: str | None = None) -> None:
+        self.fields = tuple(fields)
+        super().__init__(message or "; ".join(f"{f.field}: {f.message}" if f.field else f.message for f in fields))
+
+
+class ConfigurationError(DeltafanError):
+    code = "configuration"
+
+
+class ConflictError(DeltafanError):
+    code = "conflict"
+
+
+class JobNotFound(DeltafanError):
+    code = "not_found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"no job {job_id!r}: it never was, or its record has expired")
+        self.job_id = job_id
+
+
+class JobFailed(DeltafanError):
+    """`code` is that of the job's error, or `cancelled` or `expired`."""
+
+    def __init__(self, job_id: str, state: str, code: str, message: str) -> None:
+        super().__init__(f"job {job_id} {state}: {message}" if message else f"job {job_id} {state}")
+        self.job_id = job_id
+        self.state = state
+        self.code = code
+
+
+class LogExpired(DeltafanError):
+    code = "log_expired"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"the events of job {job_id} are no longer kept; its status still is")
+        self.job_id = job_id
+
+
+class BrokerUnavailable(DeltafanError):
+    code = "unavailable"
+    retryable = True
+
+
+class QueueFull(DeltafanError):
+    code = "queue_full"
+    retryable = True
+
+
+class CompletionError(DeltafanError):
+    """A completion failed. The code says what to do about it; `CODES` says whether trying again can help."""
+
+    CODES: ClassVar[dict[str, bool]] = {
+        "authentication": False,
+        "permission": False,
+        "rate_limit": True,
+        "quota": False,
+        "context_length": False,
+        "content_filter": False,
+        "bad_request": False,
+        "model_not_found": False,
+        "timeout_first_token": True,
+        "timeout_stall": True,
+        "timeout_total": False,
+        "connection": True,
+        "server_error": True,
+        "malformed_stream": True,
+        "worker_lost": True,
+        "expired": False,
+        "cancelled": False,
+    }
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        provider: str | None = None,
+        model: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = self.CODES.get(code, False)
+        self.status = status
+        self.retry_after = retry_after
+        """Seconds the provider asked us to wait, where it did."""
+        self.provider = provider
+        self.model = model

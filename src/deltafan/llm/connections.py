@@ -1,0 +1,72 @@
+"""The SDK's clients, one a provider, made at first use."""
+
+from __future__ import annotations
+
+import httpx2
+import openai
+
+from deltafan.errors import CompletionError
+from deltafan.llm.providers import Provider
+from deltafan.llm.settings import LLMSettings, ProviderSettings
+
+_KEEPALIVE = 30.0  # seconds; spares the next first token a TLS handshake
+_NO_KEY = "none"  # the SDK insists on a key; keyless servers do not read it
+
+
+class Connections:
+    """Owns the clients and their connections. Close it."""
+
+    def __init__(self, settings: LLMSettings) -> None:
+        self._settings = settings
+        self._clients: dict[tuple[str, str], openai.AsyncOpenAI] = {}
+
+    async def aclose(self) -> None:
+        clients = list(self._clients.values())
+        self._clients.clear()
+        for client in clients:
+            await client.close()
+
+    def key(self, provider: Provider) -> str:
+        """The provider's key; empty if there is none. A line end that came along from a file is not a part of it."""
+        secret = self._override(provider).api_key
+        return secret.get_secret_value().strip() if secret else ""
+
+    def client(self, provider: Provider, *, prefill: bool = False) -> openai.AsyncOpenAI:
+        """The client of a provider, at the address where it serves prefill if that is wanted.
+
+        :raises CompletionError: `bad_request` without an address, `authentication` without a key that is needed.
+        """
+        override = self._override(provider)
+        base_url = override.base_url or (provider.prefill_base_url if prefill else None) or provider.base_url
+        if not base_url:
+            raise CompletionError("bad_request", f"provider {provider.name!r} has no base_url: set one")
+        key = self.key(provider)
+        # A server of one's own behind a public provider's name (a proxy, a test server) may do without.
+        own_server = override.base_url is not None and provider.base_url is not None
+        if not key and not (provider.keyless or own_server):
+            names = " or ".join(provider.key_names)
+            raise CompletionError("authentication", f"no API key for provider {provider.name!r}: set {names}")
+        client = self._clients.get((provider.name, base_url))
+        if client is None:
+            client = self._clients[provider.name, base_url] = self._connect(base_url, key)
+        return client
+
+    def _override(self, provider: Provider) -> ProviderSettings:
+        return self._settings.providers.get(provider.name) or ProviderSettings()
+
+    def _connect(self, base_url: str, key: str) -> openai.AsyncOpenAI:
+        # To the aiohttp below, 0 connections are no limit, where httpx2's own `None` would leave aiohttp's 100.
+        limits = httpx2.Limits(max_connections=self._settings.max_connections, keepalive_expiry=_KEEPALIVE)
+        timeout = httpx2.Timeout(None, connect=self._settings.connect_timeout)
+        client = openai.AsyncOpenAI(
+            api_key=key or _NO_KEY,
+            base_url=base_url,
+            max_retries=0,
+            timeout=timeout,
+            # Compression would hold tokens back to fill its blocks.
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=limits),
+        )
+        # The SDK takes these from OPENAI_* variables; they are not for every provider to see.
+        client.organization = client.project = client.admin_api_key = None
+        return client

@@ -1,0 +1,76 @@
+"""A ring that tries again while nothing has been seen of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from deltafan.errors import CompletionError
+from deltafan.events import Event
+from deltafan.llm.request import Request
+from deltafan.llm.seam import Completions
+
+RetryHook = Callable[[CompletionError, int, float], None]
+"""Called before each wait: why, the attempt that failed (from 1), and the seconds until the next."""
+
+
+class Retrying:
+    """Repeats a completion that failed in a way that may pass, before it yielded anything.
+
+    Waits grow exponentially with full jitter, and are never shorter than the provider's Retry-After. A Retry-After
+    above `max_wait` is raised at once: waiting that long is for the queue. `Request.timeout` bounds all attempts
+    together; the other limits hold for each.
+
+    :param attempts: how often it is tried in all.
+    :param max_wait: the longest wait between two attempts, in seconds.
+    :param backoff: the bound of the first wait, in seconds; it doubles with each attempt.
+    """
+
+    def __init__(
+        self,
+        inner: Completions,
+        *,
+        attempts: int = 3,
+        max_wait: float = 5.0,
+        backoff: float = 0.5,
+        on_retry: RetryHook | None = None,
+    ) -> None:
+        self._inner = inner
+        self._attempts = attempts
+        self._max_wait = max_wait
+        self._backoff = backoff
+        self._on_retry = on_retry
+
+    async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
+        """See `Completions.stream`."""
+        loop = asyncio.get_running_loop()
+        ends = None if request.timeout is None else loop.time() + request.timeout
+        attempt = 1
+        while True:
+            if ends is not None:
+                request = replace(request, timeout=ends - loop.time())
+            yielded = False
+            try:
+                async with aclosing(self._inner.stream(request)) as events:
+                    async for event in events:
+                        yielded = True
+                        yield event
+                return
+            except CompletionError as error:
+                if yielded or not error.retryable or attempt >= self._attempts:
+                    raise
+                wait = self._wait(error, attempt)
+                if wait > self._max_wait or (ends is not None and loop.time() + wait >= ends):
+                    raise
+                if self._on_retry is not None:
+                    self._on_retry(error, attempt, wait)
+            await asyncio.sleep(wait)
+            attempt += 1
+
+    def _wait(self, error: CompletionError, attempt: int) -> float:
+        bound = min(self._max_wait, self._backoff * 2 ** (attempt - 1))
+        jittered = random.uniform(0, bound)  # noqa: S311 - spreads load, keeps no secret
+        return max(jittered, error.retry_after or 0.0)

@@ -1,0 +1,170 @@
+"""Tools that are run here: typed functions as tools, and the ring that runs what the model calls."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import ValidationError as PydanticError
+
+from deltafan.errors import ConfigurationError
+from deltafan.events import Done, Event, ToolResult, Usage
+from deltafan.llm.request import Request
+from deltafan.llm.seam import Completions
+from deltafan.llm.usage import add
+from deltafan.transcript import ToolCall, Transcript
+
+MAX_ITERATIONS = 10
+"""Requests to the model for one answer."""
+MAX_RESULT = 64 * 1024
+"""Bytes of a result, as JSON, that go to the model and to subscribers."""
+_MAX_ERROR = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call.
+
+    :param parameters: JSON Schema of its arguments.
+    :param func: called with the arguments by name; a coroutine function, or a plain one, which runs in a thread.
+    :param timeout: seconds that a call may take. The thread of a plain function cannot be stopped; its result is
+        dropped.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    func: Callable[..., Any]
+    timeout: float = 30.0
+    arguments: type[BaseModel] | None = field(default=None, repr=False)
+    """Validates the arguments, where the tool was made from a typed function."""
+
+    def schema(self) -> dict[str, Any]:
+        """As chat completions take it."""
+        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        return {"type": "function", "function": function}
+
+
+def tool(func: Callable[..., Any], *, name: str | None = None, timeout: float = 30.0) -> Tool:
+    """Make a tool of a typed function: its name, its docstring and its annotated parameters.
+
+    :raises ConfigurationError: a parameter has no annotation, or no schema follows from it.
+    """
+    name = name or func.__name__
+    fields: dict[str, Any] = {}
+    signature = inspect.signature(func, eval_str=True)
+    for parameter in signature.parameters.values():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.annotation is parameter.empty or variadic:
+            raise ConfigurationError(f"tool {name}: parameter {parameter.name!r} needs a type annotation of its own")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (parameter.annotation, default)
+    try:
+        model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+        parameters = model.model_json_schema()
+    except Exception as error:  # pydantic raises several kinds for types it cannot describe
+        raise ConfigurationError(f"tool {name}: no schema for its parameters: {error}") from None
+    parameters.pop("title", None)
+    return Tool(name, inspect.getdoc(func) or "", parameters, func, timeout, model)
+
+
+class ToolLoop:
+    """A ring that runs the tools the model calls and asks again with their results, until it answers without calls.
+
+    Every event of every turn is passed on, each call's `ToolResult` after the turn that asked for it; usage is summed.
+    Calls of one turn run at once. What goes wrong in a tool is told to the model. A call of a tool that the request
+    itself brought is for its sender to run: the answer then ends with `tool_calls`, as it does after `MAX_ITERATIONS`.
+    """
+
+    def __init__(self, inner: Completions, tools: Sequence[Tool], *, max_iterations: int = MAX_ITERATIONS) -> None:
+        self._inner = inner
+        self._tools = {tool.name: tool for tool in tools}
+        self._max_iterations = max_iterations
+
+    async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
+        """See `Completions.stream`."""
+        theirs = list(request.params.get("tools") or [])
+        foreign = {t.get("function", {}).get("name") for t in theirs if isinstance(t, Mapping)}
+        params = {**request.params, "tools": [*theirs, *(t.schema() for t in self._tools.values())]}
+        request = replace(request, params=params)
+        used: Usage | None = None
+        for iteration in range(1, self._max_iterations + 1):
+            turn = Transcript()
+            done = Done("error")
+            async with aclosing(self._inner.stream(request)) as events:
+                async for event in events:
+                    if isinstance(event, Usage):
+                        used = event if used is None else add(used, event)
+                    elif isinstance(event, Done):
+                        done = event
+                    else:
+                        turn.add(event)
+                        yield event
+            calls = turn.tool_calls
+            ours = bool(calls) and not any(call.name in foreign for call in calls)
+            if done.finish_reason not in ("tool_calls", "stop") or not ours or iteration == self._max_iterations:
+                if used is not None:
+                    yield used
+                yield done
+                return
+            results = await asyncio.gather(*(self._call(call) for call in calls))
+            for result in results:
+                yield result
+            messages = [*request.messages, _assistant(turn), *(_tool_message(result) for result in results)]
+            request = replace(request, messages=messages, prefix="")
+
+    async def _call(self, call: ToolCall) -> ToolResult:
+        call_id = call.id or f"call_{call.index}"
+        tool = self._tools.get(call.name)
+        if tool is None:
+            return ToolResult(call_id, call.name, error=f"there is no tool {call.name!r}")
+        try:
+            arguments = orjson.loads(call.arguments or "{}")
+            if not isinstance(arguments, dict):
+                raise TypeError("the arguments must be a JSON object")
+            if tool.arguments is not None:
+                model = tool.arguments.model_validate(arguments)
+                arguments = {name: getattr(model, name) for name in tool.arguments.model_fields}
+            async with asyncio.timeout(tool.timeout):
+                result = await _run(tool.func, arguments)
+            encoded = orjson.dumps(result, default=str)
+        except TimeoutError:
+            return ToolResult(call_id, call.name, error=f"the tool took longer than {tool.timeout:g} s")
+        except PydanticError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+            return ToolResult(call_id, call.name, error=f"wrong arguments: {problems}"[:_MAX_ERROR])
+        except Exception as error:  # a user's function may raise anything; the model is told, without a traceback
+            return ToolResult(call_id, call.name, error=f"{type(error).__name__}: {error}"[:_MAX_ERROR])
+        if len(encoded) > MAX_RESULT:
+            return ToolResult(call_id, call.name, error=f"the result is {len(encoded):,} bytes; at most {MAX_RESULT:,}")
+        return ToolResult(call_id, call.name, result=orjson.loads(encoded))
+
+
+async def _run(func: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    if inspect.iscoroutinefunction(func):
+        return await func(**arguments)
+    return await asyncio.to_thread(func, **arguments)
+
+
+def _assistant(turn: Transcript) -> dict[str, Any]:
+    calls = [
+        {
+            "id": call.id or f"call_{call.index}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in turn.tool_calls
+    ]
+    return {"role": "assistant", "content": turn.text or None, "tool_calls": calls}
+
+
+def _tool_message(result: ToolResult) -> dict[str, Any]:
+    content = {"error": result.error} if result.error is not None else result.result
+    text = content if isinstance(content, str) else orjson.dumps(content).decode()
+    return {"role": "tool", "tool_call_id": result.call_id, "content": text}

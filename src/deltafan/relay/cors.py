@@ -1,0 +1,67 @@
+"""Cross-origin access: an allow-list of origins, preflights, and the headers that every answer carries.
+
+No credentials (cookies) are allowed across origins: a page sends its key itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from deltafan.relay.answers import Refusal
+
+_METHODS = "GET, POST"
+_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
+_EXPOSED = "Location, Retry-After"
+_MAX_AGE = 600
+"""Seconds that a browser may remember a preflight."""
+
+
+def preflight(origins: Sequence[str]) -> Middleware:
+    """Answers a browser's question whether a page may ask. It carries no key, so it comes before access."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        asked = "Origin" in request.headers and "Access-Control-Request-Method" in request.headers
+        if request.method != "OPTIONS" or not asked:
+            return await handler(request)
+        if _allowed(request, origins) is None:
+            raise Refusal(403, "this origin may not use the relay: list it in DELTAFAN_CORS_ORIGINS")
+        return web.Response(
+            status=204,
+            headers={
+                "Access-Control-Allow-Methods": _METHODS,
+                "Access-Control-Allow-Headers": _HEADERS,
+                "Access-Control-Max-Age": str(_MAX_AGE),
+            },
+        )
+
+    return check
+
+
+def common_headers(origins: Sequence[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """The headers of every answer, streams and errors included."""
+
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        headers = response.headers
+        headers["Server"] = "deltafan"
+        headers["X-Content-Type-Options"] = "nosniff"
+        if not origins:
+            return
+        allowed = _allowed(request, origins)
+        if allowed is not None:
+            headers["Access-Control-Allow-Origin"] = allowed
+            headers["Access-Control-Expose-Headers"] = _EXPOSED
+        if allowed != "*":
+            headers["Vary"] = "Origin"
+
+    return add
+
+
+def _allowed(request: web.Request, origins: Sequence[str]) -> str | None:
+    if "*" in origins:
+        return "*"
+    origin = request.headers.get("Origin")
+    return origin if origin in origins else None

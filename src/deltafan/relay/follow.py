@@ -1,0 +1,178 @@
+"""`GET /v1/jobs/{id}/events`: a job's events, from any id, as a live stream or as a JSON snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from deltafan.broker.connections import redis_errors
+from deltafan.broker.hub import Hub
+from deltafan.broker.keys import partition
+from deltafan.broker.log import Entry, compact, read_all
+from deltafan.broker.queue import AsyncQueue
+from deltafan.broker.status import JobStatus
+from deltafan.errors import BrokerUnavailable, LogExpired, ValidationError
+from deltafan.events import EventId
+from deltafan.relay.answers import Refusal, answer
+from deltafan.relay.client import SseClient, watch_connection
+from deltafan.relay.context import STREAMS, job_of, queue_of
+from deltafan.relay.frames import reset_frame
+from deltafan.relay.streams import Streams
+from deltafan.sse import retry
+from deltafan.wire import dumps, parse_event_id
+
+CURSOR_AHEAD = "cursor_ahead"
+"""Why a cursor is void: the job's log does not reach that far, so it is of another log, or Redis lost the tail."""
+
+_RETRY_MIN, _RETRY_MAX = 0.1, 2.0
+_HEARTBEATS_LOST = 3
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",  # nginx would hold the events back
+}
+
+logger = logging.getLogger("deltafan.relay")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a reader begins: after which event, and why its own cursor was void."""
+
+    after: EventId | None
+    reset: str | None
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    cursor = _cursor(request)
+    queue = queue_of(request)
+    status = await job_of(request).status()
+    start = _start(status, cursor)
+    snapshot = _wants_snapshot(request)
+    if status.has_ended:
+        if not snapshot and cursor is not None and cursor == _last(status):
+            return web.Response(status=204)
+        await _check_log(queue, status.id)
+    if snapshot:
+        return await _snapshot(queue, status, start)
+    with request.app[STREAMS].place():
+        return await _stream(request, queue, status.id, start)
+
+
+def _cursor(request: web.Request) -> EventId | None:
+    """The last id that the reader has seen. A browser that reconnects sends the header, which is newer than the URL."""
+    for field, text in (
+        ("Last-Event-ID", request.headers.get("Last-Event-ID")),
+        ("after", request.query.get("after")),
+    ):
+        if text:
+            try:
+                return parse_event_id(text, field)
+            except ValidationError as error:
+                raise Refusal(400, error.message, code="invalid_cursor", fields=error.fields) from None
+    return None
+
+
+def _last(status: JobStatus) -> EventId | None:
+    """The log's last id; `None` when there is none yet, or when the log is being made anew after a loss."""
+    try:
+        return parse_event_id(status.last_id or "")
+    except ValidationError:
+        return None
+
+
+def _start(status: JobStatus, cursor: EventId | None) -> Start:
+    last = _last(status)
+    ahead = cursor is not None and (status.attempt == 0 or (last is not None and cursor > last))
+    return Start(None, CURSOR_AHEAD) if ahead else Start(cursor, None)
+
+
+def _wants_snapshot(request: web.Request) -> bool:
+    accept = request.headers.get("Accept", "").lower()
+    return "application/json" in accept and "text/event-stream" not in accept
+
+
+async def _check_log(queue: AsyncQueue, job_id: str) -> None:
+    """:raises LogExpired: the job has ended, and its events are no longer kept."""
+    with redis_errors():
+        if not await queue.connections.commands.exists(partition(job_id).log(job_id)):
+            raise LogExpired(job_id)
+
+
+async def _snapshot(queue: AsyncQueue, status: JobStatus, start: Start) -> web.Response:
+    """All events so far. The state was read before them: one that has ended means that they are complete."""
+    entries: list[Entry] = []
+    async for page in read_all(queue.connections.commands, status.id, start.after):
+        entries += page
+    last = entries[-1].id if entries else start.after
+    head = {"job": status.id, "state": status.state, "last_id": None if last is None else str(last)}
+    if start.reset:
+        head["reset"] = start.reset
+    found = b",".join(entry.data for entry in compact(status.id, entries))
+    return answer(b'%b,"events":[%b]}' % (dumps(head)[:-1], found))
+
+
+async def _stream(request: web.Request, queue: AsyncQueue, job_id: str, start: Start) -> web.StreamResponse:
+    streams, transport = request.app[STREAMS], request.transport
+    if transport is None:
+        raise ConnectionResetError("the client has left")
+    hub = await queue.hub()
+    response = web.StreamResponse(headers=_HEADERS)
+    response.force_close()  # a connection carries one stream: nothing of it can leak into another answer
+    await response.prepare(request)
+    watch_connection(transport, max(_HEARTBEATS_LOST * streams.settings.heartbeat, 20.0))
+    client = SseClient(
+        transport,
+        response,
+        after=start.after,
+        buffer=streams.settings.client_buffer,
+        heartbeat=streams.settings.heartbeat,
+        chunks=request.version == HttpVersion11,
+    )
+    with streams.open(client):
+        await response.write(_greeting(streams, job_id, start))
+        await _until_ended(hub, job_id, client)
+        await client.flush()
+    return response
+
+
+def _greeting(streams: Streams, job_id: str, start: Start) -> bytes:
+    """The first bytes, sent before anything is read: when to come back (spread, so that not all come at once)."""
+    seconds = streams.settings.reconnect * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+    return retry(int(seconds * 1000)) + (reset_frame(job_id, start.reset) if start.reset else b"")
+
+
+async def _until_ended(hub: Hub, job_id: str, client: SseClient) -> None:
+    """Follow until the client's end: `done`, the relay's draining, or the client's own leaving."""
+    following = asyncio.create_task(_follow(hub, job_id, client), name=f"deltafan-follow-{job_id}")
+    following.add_done_callback(lambda _: client.ended.set())
+    try:
+        await client.ended.wait()
+    finally:
+        following.cancel()
+        (outcome,) = await asyncio.gather(following, return_exceptions=True)
+    if isinstance(outcome, Exception) and not isinstance(outcome, ConnectionError):
+        logger.error("following %s failed", job_id, exc_info=outcome)
+        client.cut()  # not a clean end: the stream is not complete
+
+
+async def _follow(hub: Hub, job_id: str, client: SseClient) -> None:
+    """Join the job's feed and stay. Outages of Redis are waited out, from where the client is."""
+    wait = _RETRY_MIN
+    while True:
+        try:
+            async with hub.feed(job_id) as feed:
+                try:
+                    await feed.join(client.after, client.replay, client)
+                    await client.ended.wait()
+                    return
+                finally:
+                    feed.leave(client)
+        except BrokerUnavailable:
+            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, not a secret
+            wait = min(wait * 2, _RETRY_MAX)

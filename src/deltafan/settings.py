@@ -1,0 +1,75 @@
+"""Settings: one frozen object a component. Nothing here reads the environment; `wiring` does.
+
+Every field is a `DELTAFAN_<NAME>` variable and a command-line flag; durations are in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """The base of every settings object: frozen, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class RedisSettings(Settings):
+    url: str = Field(default="redis://127.0.0.1:6379/0", repr=False, description="Redis or Valkey, as a URL.")
+    partitions: int = Field(default=1, ge=1, le=1024, description="Hash slots that jobs are spread over.")
+    command_timeout: Seconds = Field(default=5.0, description="How long Redis may take to answer a command.")
+    probe_interval: Seconds = Field(default=5.0, description="Silence on a subscription after which it is probed.")
+
+
+class JobLimits(Settings):
+    max_bytes: int = Field(default=1024 * 1024, ge=1024, description="Size of a job spec as JSON.")
+    max_depth: int = Field(default=32, ge=4, le=200, description="Nesting of a job spec.")
+    max_queue: int = Field(default=1_000_000, ge=1, description="Jobs that may wait in one queue.")
+
+
+class WorkerSettings(Settings):
+    queues: tuple[str, ...] = Field(default=("default",), min_length=1, description="Queues to serve, in this order.")
+    concurrency: int = Field(default=256, ge=1, le=100_000, description="Jobs that one process runs at once.")
+    processes: int = Field(default=1, ge=1, le=256, description="Worker processes.")
+    drain: float = Field(default=30.0, ge=0, description="How long running streams may finish after SIGTERM.")
+    lease: Seconds = Field(default=10.0, description="A worker silent for this long has lost its jobs.")
+    reap_interval: Seconds = Field(default=2.0, description="How often workers look for the jobs of lost ones.")
+    timeout: Seconds = Field(default=600.0, description="The longest an attempt may run.")
+    first_token_timeout: Seconds = Field(default=120.0, description="The longest wait for the first token.")
+    stall_timeout: Seconds = Field(default=60.0, description="The longest silence after the first token.")
+    max_attempts: int = Field(default=3, ge=1, le=100, description="Runs that may fail before the job does.")
+    backoff: Seconds = Field(default=1.0, description="Mean wait before the second attempt; doubles each time.")
+    backoff_max: Seconds = Field(default=60.0, description="The longest wait between attempts.")
+    sink_budget: Seconds = Field(default=10.0, description="How long an ended job waits for a sink that is behind.")
+    buffer_bytes: int = Field(default=1024 * 1024, ge=4096, description="Unwritten output a job may hold in memory.")
+    memory_bytes: int = Field(
+        default=4 * 1024 * 1024, ge=4096, description="Written output a job keeps, to refill a log that lost its tail."
+    )
+
+
+class Retention(Settings):
+    retention: Seconds = Field(default=86_400.0, description="How long an ended job's events and record are kept.")
+    idle_retention: Seconds = Field(
+        default=7 * 86_400.0, description="How long a log without news is kept while its job has not ended."
+    )
+
+
+class RelaySettings(Settings):
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8080, ge=0, le=65_535, description="Port to listen on; 0 picks a free one.")
+    api_keys: tuple[str, ...] = Field(
+        default=(), repr=False, description="Keys that may use the API, as key or tenant=key, separated by commas."
+    )
+    cors_origins: tuple[str, ...] = Field(default=(), description="Origins of pages that may call the relay, or *.")
+    heartbeat: Seconds = Field(default=15.0, description="Silence after which a follower gets a heartbeat event.")
+    reconnect: Seconds = Field(default=2.0, description="How long a browser waits before it reconnects.")
+    client_buffer: int = Field(
+        default=1024 * 1024, ge=16 * 1024, description="Bytes a slow follower may owe before it is disconnected."
+    )
+    max_followers: int = Field(default=20_000, ge=1, description="SSE followers of one relay process.")
+    relay_drain: float = Field(default=5.0, ge=0, description="How long requests may finish after SIGTERM.")
+    page_model: str = Field(default="", max_length=200, description="Model that the page at / proposes.")

@@ -1,0 +1,39 @@
+"""The seam of everything that events of a job are sent to, besides the log."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from deltafan.events import Event
+
+
+class Sink(Protocol):
+    """One job's way to one destination.
+
+    `emit` gets events in the order of their ids, never two calls at once, deltas possibly merged (an event then carries
+    the last id of its run). An error means that the batch may not have arrived: the same events come again. A sink may
+    be slow; its own next batch grows meanwhile, and nothing else waits for it. After a worker's crash a successor may
+    send events again that had arrived: receivers drop ids that they have seen.
+
+    `aclose` is called once, after the last `emit`, also after failures.
+    """
+
+    async def emit(self, batch: Sequence[Event]) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """What a sink may know of the job it serves."""
+
+    id: str
+    tenant: str
+    channel: str | None
+    metadata: dict[str, Any]
+
+
+SinkFactory = Callable[[JobInfo], Awaitable[Sink]]
+"""Makes a job's sink, when the job begins."""

@@ -1,0 +1,47 @@
+"""Signals as log lines: for people on a terminal, as JSON elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+from deltafan.telemetry.hooks import Hook, Signal
+
+LogFormat = Literal["auto", "text", "json"]
+
+
+def configure(level: str = "info", style: LogFormat = "auto") -> None:
+    """Send structlog's lines to stderr. Call it once, in a program; a library does not."""
+    if style == "auto":
+        style = "text" if sys.stderr.isatty() else "json"
+    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if style == "text"
+        else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def log_hook() -> Hook:
+    """A hook that writes each signal as a line."""
+    log = structlog.get_logger()
+
+    def hook(signal: Signal) -> None:
+        getattr(log, signal.level)(signal.name, **signal.fields)
+
+    return hook
