@@ -107,7 +107,9 @@ async def start_worker(redis_settings: RedisSettings, provider: Provider) -> Asy
         async def start(provider: Provider = provider, services: dict[str, Any] | None = None, **changes: Any) -> Any:
             completions, llm = await stack.enter_async_context(completions_of(provider))
             connections = await stack.enter_async_context(Connections(redis_settings))
-            made = Services(**({"completions": completions, "llm": llm} | {"settings": test_settings(**changes)} | (services or {})))
+            made = Services(
+                **({"completions": completions, "llm": llm} | {"settings": test_settings(**changes)} | (services or {}))
+            )
             stop, hurry, ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
             engine = Engine(made, connections)
             task = asyncio.create_task(engine.run(stop, hurry, ready.set))

@@ -13,7 +13,7 @@ from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticSerializationError
 
 from deltafan.errors import FieldError, ValidationError
-from deltafan.settings import JobLimits
+from deltafan.settings import QUEUE_NAME, JobLimits
 
 SPEC_VERSION: Final = 1
 JobState = Literal["delayed", "queued", "running", "done", "failed", "cancelled", "expired"]
@@ -23,7 +23,6 @@ Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 OnTakeover = Literal["restart", "continue", "fail"]
 
-QUEUE_NAME: Final = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 SINK_NAME: Final = r"^[a-z][a-z0-9_-]{0,31}$"
 JOB_ID: Final = re.compile(r"([0-9]{1,4})-[A-Za-z0-9_-]{1,150}")
 CHANNEL_MAX: Final = 164

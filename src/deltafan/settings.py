@@ -5,11 +5,13 @@ Every field is a `DELTAFAN_<NAME>` variable and a command-line flag; durations a
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+QUEUE_NAME: Final = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+QueueName = Annotated[str, Field(pattern=QUEUE_NAME)]
 
 
 class Settings(BaseModel):
@@ -32,7 +34,9 @@ class JobLimits(Settings):
 
 
 class WorkerSettings(Settings):
-    queues: tuple[str, ...] = Field(default=("default",), min_length=1, description="Queues to serve, in this order.")
+    queues: tuple[QueueName, ...] = Field(
+        default=("default",), min_length=1, description="Queues to serve, in this order."
+    )
     concurrency: int = Field(default=256, ge=1, le=100_000, description="Jobs that one process runs at once.")
     processes: int = Field(default=1, ge=1, le=256, description="Worker processes.")
     drain: float = Field(default=30.0, ge=0, description="How long running streams may finish after SIGTERM.")
@@ -73,3 +77,19 @@ class RelaySettings(Settings):
     max_followers: int = Field(default=20_000, ge=1, description="SSE followers of one relay process.")
     relay_drain: float = Field(default=5.0, ge=0, description="How long requests may finish after SIGTERM.")
     page_model: str = Field(default="", max_length=200, description="Model that the page at / proposes.")
+
+
+class ClientSettings(Settings):
+    """Of the commands that enqueue and look at jobs."""
+
+    model: str = Field(default="gpt-5-mini", min_length=1, max_length=200, description="Model of jobs that name none.")
+    tenant: str = Field(default="default", min_length=1, max_length=64, description="Whose jobs the commands see.")
+
+
+class LogSettings(Settings):
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="What is logged, to standard error."
+    )
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto", description="How: auto is text on a terminal, JSON elsewhere."
+    )

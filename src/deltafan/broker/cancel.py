@@ -8,8 +8,9 @@ from typing import Any
 from redis.asyncio import Redis
 
 from deltafan.broker.connections import redis_errors
+from deltafan.broker.enqueue import meta_fragment
 from deltafan.broker.keys import GROUP, partition
-from deltafan.broker.scripts import CANCEL
+from deltafan.broker.scripts import CANCEL, REJECT
 from deltafan.broker.status import read_status
 from deltafan.errors import BrokerUnavailable, JobNotFound
 from deltafan.settings import Retention
@@ -27,6 +28,28 @@ class CancelOutcome:
     cancelled: bool
 
 
+async def _cancel_raw(redis: Redis, job_id: str, tenant: str | None, retention: Retention) -> bool:
+    """Cancel a job that was XADDed by hand and that no worker has seen."""
+    status = await read_status(redis, job_id, tenant)
+    keys = partition(job_id)
+    entry = "-".join(job_id.split("-")[-2:])
+    with redis_errors():
+        answer = await REJECT.run(
+            redis,
+            [
+                keys.job(job_id),
+                keys.log(job_id),
+                keys.live(job_id),
+                keys.queue(status.queue, status.priority),
+                keys.index(status.tenant),
+                keys.expiries,
+                keys.dead(status.queue),
+            ],
+            [job_id, entry, GROUP, "", "", meta_fragment("", {}), retention.retention],
+        )
+    return bool(answer)
+
+
 async def cancel_job(redis: Redis, job_id: str, tenant: str | None, retention: Retention) -> CancelOutcome:
     """Cancel a job of a tenant (`None` for any).
 
@@ -37,8 +60,9 @@ async def cancel_job(redis: Redis, job_id: str, tenant: str | None, retention: R
         with redis_errors():
             place: Any = await redis.hmget(keys.job(job_id), ["stream", "queue"])
         if place[1] is None:
-            await read_status(redis, job_id, tenant)
-            raise JobNotFound(job_id)
+            if await _cancel_raw(redis, job_id, tenant, retention):
+                return CancelOutcome("cancelled", cancelled=True)
+            continue  # a worker has just claimed it
         queue = place[1].decode()
         stream = place[0].decode() if place[0] else keys.queue(queue, "normal")
         with redis_errors():

@@ -6,6 +6,7 @@ idempotent, and their callers decide), and blocking reads have a client of their
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -81,9 +82,23 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, ResponseError) and any(word in str(error) for word in _REFUSALS)
 
 
-async def command(redis: Redis, *args: str | bytes | int) -> Any:
-    """A command as it is written in Redis's documentation, for those whose redis-py methods reshape the answer."""
-    return await redis.execute_command(*args)  # type: ignore[no-untyped-call]
+class _HeedsCancellation:
+    """Mixed into redis-py's connections, which send inside `asyncio.wait_for`. Before Python 3.12 that swallows a
+    cancellation that comes as the bytes have just gone: a task that was told to end would live on.
+    """
+
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
+        await super().send_packed_command(*args, **kwargs)  # type: ignore[misc]
+        if task is not None and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # nobody will read the answer
+            raise asyncio.CancelledError
+
+
+def _heeding(pool: ConnectionPool) -> None:
+    plain: Any = pool.connection_class
+    pool.connection_class = type(plain.__name__, (_HeedsCancellation, plain), {})
 
 
 class Connections:
@@ -107,6 +122,8 @@ class Connections:
             self._blocking = ConnectionPool.from_url(settings.url, socket_timeout=None, **common)
         except (ValueError, TypeError) as error:
             raise ConfigurationError(f"REDIS_URL {redacted(settings.url)!r} is not usable: {error}") from None
+        for pool in (self._commands, self._appends, self._blocking):
+            _heeding(pool)
         self.commands: Redis = Redis(connection_pool=self._commands)
         self.appends: Redis = Redis(connection_pool=self._appends)
         self.blocking: Redis = Redis(connection_pool=self._blocking)

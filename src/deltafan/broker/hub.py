@@ -17,7 +17,7 @@ from deltafan.broker.connections import Connections, redis_errors
 from deltafan.broker.keys import partition
 from deltafan.broker.log import PAGE, Entry, compact, follows, read_page
 from deltafan.broker.subscriber import Subscriber
-from deltafan.errors import BrokerUnavailable
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.events import EventId
 
 TAIL = 512
@@ -142,7 +142,7 @@ class Feed:
         while True:
             try:
                 page = await read_page(self._hub.commands, self.job_id, self._last)
-            except BrokerUnavailable:
+            except (BrokerUnavailable, ConfigurationError):  # an operator may mend either while we wait
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 2.0)
                 continue
@@ -227,5 +227,5 @@ class Hub:
                     continue
                 try:
                     await feed.audit()
-                except BrokerUnavailable:
+                except (BrokerUnavailable, ConfigurationError):
                     break  # the next round finds out

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from redis.exceptions import ResponseError
 
-from deltafan.broker.connections import Connections, command, redis_errors
+from deltafan.broker.connections import Connections, redis_errors
 from deltafan.broker.keys import GROUP, TAKEOVER, Partition, raw_job_id
 from deltafan.broker.scripts import TAKE
 from deltafan.job import JOB_ID, PRIORITIES
@@ -108,19 +108,8 @@ class Intake:
         }
         with redis_errors():
             answer: Any = await self._healing(
-                command(
-                    self._connections.blocking,
-                    "XREADGROUP",
-                    "GROUP",
-                    GROUP,
-                    self._worker,
-                    "COUNT",
-                    1,
-                    "BLOCK",
-                    max(1, int(seconds * 1000)),
-                    "STREAMS",
-                    *by_stream,
-                    *([">"] * len(by_stream)),
+                self._connections.blocking.xreadgroup(
+                    GROUP, self._worker, dict.fromkeys(by_stream, ">"), count=1, block=max(1, int(seconds * 1000))
                 )
             )
         return [self._taken(*by_stream[stream], entry, fields) for stream, entry, fields in _rows(answer)]
@@ -132,18 +121,7 @@ class Intake:
             for place, stream in enumerate(self._streams(number)):
                 with redis_errors():
                     answer: Any = await self._healing(
-                        command(
-                            self._connections.commands,
-                            "XREADGROUP",
-                            "GROUP",
-                            GROUP,
-                            self._worker,
-                            "COUNT",
-                            count,
-                            "STREAMS",
-                            stream,
-                            "0",
-                        )
+                        self._connections.commands.xreadgroup(GROUP, self._worker, {stream: "0"}, count=count)
                     )
                 held += [self._taken(number, place, entry, fields) for _, entry, fields in _rows(answer) if fields]
         return held
@@ -164,14 +142,5 @@ class Intake:
 
 
 def _rows(answer: Any) -> list[tuple[bytes, bytes, dict[bytes, bytes]]]:
-    """XREADGROUP's answer, in either of the shapes that redis-py gives it, as (stream, entry, fields)."""
-    if not answer:
-        return []
-    streams = answer.items() if isinstance(answer, dict) else answer
-    rows: list[tuple[bytes, bytes, dict[bytes, bytes]]] = []
-    for stream, entries in streams:
-        for entry, fields in entries:
-            if isinstance(fields, list):
-                fields = dict(zip(fields[::2], fields[1::2], strict=True))
-            rows.append((stream, entry, fields))
-    return rows
+    """XREADGROUP's answer as (stream, entry, fields). The fields of an entry that was deleted are empty."""
+    return [(stream, entry, fields or {}) for stream, entries in answer or () for entry, fields in entries]

@@ -104,7 +104,7 @@ def _json(text: bytes | None, default: Any) -> Any:
 
 def _status(job_id: str, values: Sequence[bytes | None]) -> JobStatus:
     h = dict(zip(_FIELDS, values, strict=True))
-    attempt = _number(h["attempt"]) or 0
+    attempt, seq = _number(h["attempt"]) or 0, _number(h["seq"])
     return JobStatus(
         id=job_id,
         state=(h["state"] or b"").decode(),  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ def _status(job_id: str, values: Sequence[bytes | None]) -> JobStatus:
         started=_number(h["started"]),
         claimed=_number(h["claimed"]),
         ended=_number(h["ended"]),
-        last_id=f"{attempt}-{(h['seq'] or b'0').decode()}" if attempt else None,
+        last_id=f"{attempt}-{seq}" if attempt and seq is not None and seq >= 0 else None,
         finish_reason=_text(h["finish_reason"]),
         text_length=_number(h["chars"]) or 0,
         cancelling=h["cancel"] == b"1" and h["state"] == b"running",

@@ -13,7 +13,7 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from deltafan.broker.connections import command, redis_errors
+from deltafan.broker.connections import redis_errors
 from deltafan.broker.intake import Taken, taken
 from deltafan.broker.keys import GROUP, TAKEOVER, Partition
 from deltafan.broker.scripts import EXPIRE, FORGET, PROMOTE, REAP, Call, run_all
@@ -81,14 +81,10 @@ async def _silent(redis: Redis, keys: Partition, stream: str) -> list[str]:
     """Consumers of a stream that have no heartbeat."""
     try:
         with redis_errors():
-            consumers: Any = await command(redis, "XINFO CONSUMERS", stream, GROUP)
+            consumers: Any = await redis.xinfo_consumers(stream, GROUP)
     except ResponseError:
         return []  # no such stream or group yet
-    names: list[str] = []
-    for consumer in consumers:
-        row = consumer if isinstance(consumer, dict) else dict(zip(consumer[::2], consumer[1::2], strict=True))
-        name = row.get("name", row.get(b"name"))
-        names.append(name.decode() if isinstance(name, bytes) else str(name))
+    names = [consumer["name"].decode() for consumer in consumers]
     if not names:
         return []
     pipe = redis.pipeline(transaction=False)
@@ -102,8 +98,8 @@ async def _silent(redis: Redis, keys: Partition, stream: str) -> list[str]:
 async def _held_by(redis: Redis, number: int, queue: str, priority: str, worker: str) -> list[Taken]:
     stream = Partition(number).queue(queue, priority)
     with redis_errors():
-        rows: Any = await command(redis, "XPENDING", stream, GROUP, "-", "+", BATCH, worker)
-    entries = [_entry_of(row) for row in rows]
+        rows: Any = await redis.xpending_range(stream, GROUP, "-", "+", BATCH, consumername=worker)
+    entries = [row["message_id"].decode() for row in rows]
     pipe = redis.pipeline(transaction=False)
     for entry in entries:
         pipe.xrange(stream, min=entry, max=entry)
@@ -113,11 +109,6 @@ async def _held_by(redis: Redis, number: int, queue: str, priority: str, worker:
     for entry, match in zip(entries, found, strict=True):
         held.append(taken(number, queue, priority, entry, match[0][1] if match else {}))
     return held
-
-
-def _entry_of(row: Any) -> str:
-    entry = row["message_id"] if isinstance(row, dict) else row[0]
-    return entry.decode() if isinstance(entry, bytes) else str(entry)
 
 
 def _reap_call(keys: Partition, item: Taken, worker: str, settings: WorkerSettings, retention: Retention) -> Call:

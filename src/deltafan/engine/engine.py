@@ -38,6 +38,13 @@ def new_worker_id() -> str:
     return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
+async def end_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it has ended: a cancel that comes just as an inner time limit strikes can get lost."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.5)
+
+
 class Engine:
     """Runs jobs until it is told to stop. `run` opens and closes everything it needs."""
 
@@ -55,6 +62,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: list[Taken] = []  # taken beyond the concurrency; a wait may bring one entry of each stream
         self._suspects: set[tuple[str, str]] = set()
+        self._beaten = float("-inf")  # when the last heartbeat that arrived was sent, by the loop's clock
         self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._promote_soon = asyncio.Event()
@@ -85,10 +93,10 @@ class Engine:
             taking = group.create_task(self._take(group), name="deltafan-take")
             await stop.wait()
             self._stopping.set()
-            taking.cancel()
+            await end_task(taking)
             await self._drain(hurry)
             for loop in loops:
-                loop.cancel()
+                await end_task(loop)
             await self._leave()
         self._signal("worker.stopped")
 
@@ -114,17 +122,22 @@ class Engine:
                 await action()
             except BrokerUnavailable as error:
                 self._signal("redis.unavailable", "warning", error=str(error)[:200])
+            except Exception as error:  # a key of another type, say; the jobs that run have nothing to do with it
+                self._signal("upkeep.failed", "error", error=repr(error)[:500])
 
     # Taking and running
 
     async def _take(self, group: asyncio.TaskGroup) -> None:
-        while True:
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
             free = self._settings.concurrency - len(self._tasks)
             if free <= 0:
                 self._freed.clear()
                 await self._freed.wait()
                 continue
             try:
+                if loop.time() - self._beaten > self._settings.lease:
+                    await self._beat()  # we slept past our lease: what we took now would be reaped at once
                 batch = self._held[:free] or await self._intake.take(free) or await self._intake.wait(BLOCK)
             except BrokerUnavailable as error:
                 self._signal("redis.unavailable", "warning", error=str(error)[:200])
@@ -196,7 +209,9 @@ class Engine:
     async def _beat(self) -> None:
         details = {"pid": os.getpid(), "host": socket.gethostname(), "running": self.running}
         redis = self._connections.commands
+        began = asyncio.get_running_loop().time()
         await upkeep.beat(redis, self._partitions, self.worker, self._settings.lease, details)
+        self._beaten = began
         running = [(run.claim.taken.partition, job_id) for job_id, run in self._runs.items()]
         for job_id in await upkeep.cancels_wanted(redis, running) if running else ():
             if job_id in self._runs:
@@ -255,11 +270,10 @@ class Engine:
                 run.stop("drain")
             await asyncio.wait({ended}, timeout=self._settings.lease)
         finally:
-            hurried.cancel()
-            ended.cancel()
-            await asyncio.gather(hurried, ended, return_exceptions=True)
+            await end_task(hurried)
+            await end_task(ended)
         for task in tuple(self._tasks):  # Redis is away: what is left is reaped when our lease runs out
-            task.cancel()
+            await end_task(task)
 
     async def _idle(self) -> None:
         while self._tasks:

@@ -46,6 +46,11 @@ class OpenAICompletions:
     ) -> None:
         await self._connections.aclose()
 
+    def prepare(self, provider: str) -> None:
+        """Make a provider's client before the first request needs it. One that cannot be made tells so at its use."""
+        with suppress(CompletionError):
+            _ = self._connections.client(provider_facts(provider)).chat.completions
+
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """See `Completions.stream`."""
         name, model = split_model(request.model, self._settings)

@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from deltafan.relay.access import TENANT
+from deltafan.relay.answers import CLIENT_LEFT
 
 _PATH_CHARS = 200
 
@@ -25,8 +26,8 @@ async def access_log(request: web.Request, handler: Handler) -> web.StreamRespon
         response = await handler(request)
         status = response.status
         return response
-    except (asyncio.CancelledError, ConnectionError):
-        status = 499
+    except asyncio.CancelledError:
+        status = CLIENT_LEFT
         raise
     finally:
         logger.info(

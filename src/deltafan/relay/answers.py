@@ -6,7 +6,6 @@ what a caller should mend. Nothing of the inside (addresses, exceptions, stack t
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -32,6 +31,9 @@ RETRY_AFTER = 2
 """Seconds that a client should wait when Redis is away or this process is full or draining."""
 QUEUE_RETRY_AFTER = 10
 """Seconds that a client should wait when the queue is at its bound: it has to be worked off first."""
+
+CLIENT_LEFT = 499
+"""nginx's status for a client that closed the connection before its answer was complete."""
 
 _CODES = {
     400: "bad_request",
@@ -106,8 +108,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refusal(_of_ours(error))
     except web.RequestPayloadError:
         return refusal(Refusal(400, "the body cannot be decoded: check Content-Encoding and Transfer-Encoding"))
-    except (asyncio.CancelledError, ConnectionError):
-        raise  # the client has gone
+    except ConnectionError:
+        return refusal(Refusal(CLIENT_LEFT, "the client has left"))  # nobody reads it; the access log shows the status
     except Exception:
         logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
         return refusal(Refusal(500, "the relay failed; its log says why"))

@@ -12,7 +12,8 @@ from deltafan.relay.access import access, parse_keys
 from deltafan.relay.accesslog import access_log
 from deltafan.relay.answers import errors
 from deltafan.relay.context import QUEUE, STREAMS
-from deltafan.relay.cors import common_headers, preflight
+from deltafan.relay.cors import check_origins, common_headers, preflight
+from deltafan.relay.inflight import IN_FLIGHT, InFlight, count
 from deltafan.relay.page import add_page
 from deltafan.relay.streams import Streams
 from deltafan.settings import RelaySettings
@@ -21,11 +22,13 @@ from deltafan.settings import RelaySettings
 def create_app(queue: AsyncQueue, settings: RelaySettings) -> web.Application:
     """The relay on a queue, which stays the caller's to close. Run it with `server.serve`, or in a runner of one's own.
 
-    :raises ConfigurationError: an entry of `api_keys` is not right.
+    :raises ConfigurationError: an entry of `api_keys` or `cors_origins` is not right.
     """
     keys = parse_keys(settings.api_keys)
+    check_origins(settings.cors_origins)
     app = web.Application(
         middlewares=[
+            count,
             access_log,
             errors,
             preflight(settings.cors_origins),
@@ -35,6 +38,7 @@ def create_app(queue: AsyncQueue, settings: RelaySettings) -> web.Application:
     )
     app[QUEUE] = queue
     app[STREAMS] = Streams(settings)
+    app[IN_FLIGHT] = InFlight()
     app.on_response_prepare.append(common_headers(settings.cors_origins))
     app.cleanup_ctx.append(_heartbeats)
     app.on_shutdown.append(_drain)

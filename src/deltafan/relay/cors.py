@@ -5,18 +5,31 @@ No credentials (cookies) are allowed across origins: a page sends its key itself
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from deltafan.errors import ConfigurationError
 from deltafan.relay.answers import Refusal
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")
 _METHODS = "GET, POST"
 _HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
 _EXPOSED = "Location, Retry-After"
 _MAX_AGE = 600
 """Seconds that a browser may remember a preflight."""
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """:raises ConfigurationError: an entry could never be what a browser sends."""
+    for place, origin in enumerate(origins, start=1):
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigurationError(
+                f"DELTAFAN_CORS_ORIGINS, entry {place}: {origin!r} must be * or an origin as browsers send it, in "
+                "lower case and without a path, such as https://app.example.org or http://localhost:3000"
+            )
 
 
 def preflight(origins: Sequence[str]) -> Middleware:

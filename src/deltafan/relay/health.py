@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
+from typing import Any, cast
 
 from aiohttp import web
 
-from deltafan.broker.connections import command, redis_errors
+from deltafan.broker.connections import redis_errors
 from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.relay.answers import answer, unavailable
 from deltafan.relay.context import QUEUE, STREAMS
 from deltafan.wire import schema
 
+_schema = cache(schema)
 READY_SECONDS = 2.0
 """How long Redis may take to answer before the relay calls itself not ready. Probes give up after a few seconds."""
 
@@ -26,7 +29,7 @@ async def readyz(request: web.Request) -> web.Response:
     try:
         async with asyncio.timeout(READY_SECONDS):
             with redis_errors():
-                await command(request.app[QUEUE].connections.commands, "PING")
+                await cast("Any", request.app[QUEUE].connections.commands.ping())
     except TimeoutError:
         raise unavailable(f"Redis does not answer within {READY_SECONDS:g} s") from None
     except BrokerUnavailable:
@@ -37,4 +40,4 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def event_schema(_: web.Request) -> web.Response:
-    return answer(schema(), headers={"Cache-Control": "public, max-age=3600"})
+    return answer(_schema(), headers={"Cache-Control": "public, max-age=3600"})

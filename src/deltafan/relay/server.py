@@ -14,6 +14,8 @@ from deltafan.errors import ConfigurationError
 from deltafan.relay.access import check_binding, parse_keys
 from deltafan.relay.answers import Refusal, refusal
 from deltafan.relay.app import create_app
+from deltafan.relay.context import STREAMS
+from deltafan.relay.inflight import IN_FLIGHT
 from deltafan.settings import RelaySettings
 
 MAX_LINE = 16 * 1024
@@ -23,7 +25,8 @@ KEEP_ALIVE_SECONDS = 75.0
 """How long a connection may be idle: longer than the usual proxy's 60 s, so that the proxy closes first."""
 BACKLOG = 1024
 """Connections waiting to be accepted: all followers of a relay that restarts come at once."""
-_SHORTEST_DRAIN = 0.1
+_LAST_SECONDS = 0.1
+"""For answers that have been drained already to leave the process. Never 0, which aiohttp takes for "without end"."""
 
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
@@ -39,11 +42,12 @@ async def serve(
     :raises ConfigurationError: a key is not right, the relay would be open to others, or the address cannot be bound.
     """
     check_binding(settings.host, parse_keys(settings.api_keys))
+    app = create_app(queue, settings)
     runner = _Runner(
-        create_app(queue, settings),
+        app,
         access_log=None,  # ours has one line a request, and no query strings
         handler_cancellation=True,  # a client that leaves ends its stream at once
-        shutdown_timeout=max(settings.relay_drain, _SHORTEST_DRAIN),  # aiohttp takes 0 for "without end"
+        shutdown_timeout=_LAST_SECONDS,
         keepalive_timeout=KEEP_ALIVE_SECONDS,
         max_line_size=MAX_LINE,
         max_field_size=MAX_FIELD,
@@ -58,8 +62,22 @@ async def serve(
         name = _WILDCARDS.get(settings.host, settings.host)
         ready(f"http://{f'[{name}]' if ':' in name else name}:{runner.addresses[0][1]}")
         await stop.wait()
+        await _drain(runner, app, settings.relay_drain)
     finally:
         await runner.cleanup()
+
+
+async def _drain(runner: web.AppRunner, app: web.Application, seconds: float) -> None:
+    """No new connections; streams end; what is being answered may finish. aiohttp's own way of leaving stops reading
+    first, so that a request whose body is still coming could never finish."""
+    for site in runner.sites:
+        await site.stop()
+    app[STREAMS].drain()
+    try:
+        async with asyncio.timeout(seconds):
+            await app[IN_FLIGHT].idle()
+    except TimeoutError:
+        logger.warning("%d requests were cut off: not finished within %g s", app[IN_FLIGHT].count, seconds)
 
 
 class _Runner(web.AppRunner):

@@ -1,4 +1,4 @@
-"""Signals as log lines: for people on a terminal, as JSON elsewhere."""
+"""Signals and the standard library's log records as lines: for people on a terminal, as JSON elsewhere."""
 
 from __future__ import annotations
 
@@ -35,6 +35,22 @@ def configure(level: str = "info", style: LogFormat = "auto") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    root.handlers = [_Bridge()]
+    logging.getLogger("deltafan").setLevel(number)
+
+
+class _Bridge(logging.Handler):
+    """Writes records of the standard library's logging as lines of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log = structlog.get_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
+        getattr(self._log, level, self._log.info)(record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
 
 def log_hook() -> Hook:

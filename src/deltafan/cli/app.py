@@ -1,0 +1,77 @@
+"""The commands by name. Each is a module of its own, loaded when it is called: a `tail` need not wait for the worker's
+libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+_MODULES = {
+    "demo": "demo",
+    "serve": "serve",
+    "worker": "worker",
+    "relay": "relay",
+    "provider": "provider",
+    "enqueue": "enqueue",
+    "tail": "tail",
+    "show": "jobs",
+    "jobs": "jobs",
+    "cancel": "jobs",
+    "dead": "dead",
+    "doctor": "doctor",
+    "version": "version",
+}
+"""In the order in which the help lists them."""
+
+
+class Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _MODULES:
+            return None
+        module = importlib.import_module(f"deltafan.cli.{_MODULES[cmd_name]}")
+        apps: dict[str, typer.Typer] = module.COMMANDS
+        command = typer.main.get_command(apps[cmd_name])
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Event streaming for web apps that use LLMs: enqueue a prompt, stream its tokens to every subscriber.",
+    epilog=(
+        "Settings come from flags, else from the environment (`REDIS_URL`, `OPENAI_API_KEY`, `OPENAI_BASE_URL`, "
+        "`DELTAFAN_*`; each flag's help names its variable). Try `deltafan demo` first."
+    ),
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(installed_version("deltafan"))
+        raise typer.Exit
+
+
+@app.callback()
+def deltafan(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Reads what comes before the command."""
+
+
+def main() -> None:
+    """The entry point of `deltafan` and of `python -m deltafan`."""
+    typer.main.get_command(app)(prog_name="deltafan")

@@ -1,0 +1,60 @@
+"""`deltafan relay`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+import uvloop
+
+from deltafan.cli.base import ReadyJson, new_app
+from deltafan.cli.flags import Given, takes_settings
+from deltafan.cli.output import errors_shown, note, print_json
+from deltafan.lifeline import Lifeline
+from deltafan.program import in_loop, on_signals
+from deltafan.queues import AsyncQueue
+from deltafan.relay.server import serve
+from deltafan.settings import JobLimits, LogSettings, RedisSettings, RelaySettings, Retention
+from deltafan.telemetry import logs
+from deltafan.wiring import Configuration, take_lifeline
+
+app = new_app()
+COMMANDS = {"relay": app}
+
+
+@app.command(
+    epilog=(
+        "Examples: `deltafan relay`, `DELTAFAN_API_KEYS=web=s3cret-key deltafan relay --host 0.0.0.0`. "
+        "Without keys it serves this machine only."
+    )
+)
+@takes_settings(RelaySettings, RedisSettings, JobLimits, Retention, LogSettings)
+def relay(
+    given: Given,
+    *,
+    json: ReadyJson = False,
+) -> None:
+    """Serve the HTTP API, the SSE streams and a plain page, until SIGTERM or Ctrl-C."""
+
+    def ready(url: str) -> None:
+        if json:
+            print_json({"ready": True, "url": url})
+        else:
+            note(f"the relay listens on {url}")
+
+    lifeline = take_lifeline()
+    with errors_shown():
+        configuration = given.load()
+        logs.configure(configuration.log.log_level, configuration.log.log_format)
+        sys.exit(uvloop.run(_serve(configuration, ready, lifeline)))
+
+
+async def _serve(configuration: Configuration, ready: Callable[[str], None], lifeline: Lifeline | None) -> int:
+    stop = asyncio.Event()
+    exit_code = on_signals(stop.set)
+    if lifeline is not None:
+        lifeline.on_loss(in_loop(stop.set))
+    async with AsyncQueue(configuration.redis, limits=configuration.limits, retention=configuration.retention) as queue:
+        await serve(queue, configuration.relay, ready=ready, stop=stop)
+    return exit_code()

@@ -1,0 +1,97 @@
+"""`deltafan serve`: everything on one machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from deltafan.cli.base import ReadyJson, new_app
+from deltafan.cli.flags import Given, takes_settings
+from deltafan.cli.output import errors_shown, note, out, print_json
+from deltafan.cli.stack import Stack, stack
+from deltafan.llm import LLMSettings
+from deltafan.program import on_signals
+from deltafan.settings import (
+    ClientSettings,
+    JobLimits,
+    LogSettings,
+    RedisSettings,
+    RelaySettings,
+    Retention,
+    WorkerSettings,
+)
+from deltafan.wiring import Configuration, variable
+
+app = new_app()
+COMMANDS = {"serve": app}
+
+
+@app.command(
+    epilog=(
+        "Examples: `deltafan serve`, `OPENAI_API_KEY=sk-… deltafan serve --port 9000`. With `OPENAI_API_KEY` (and "
+        "`OPENAI_BASE_URL`) the real provider answers, else a scripted one; with `REDIS_URL` that Redis is used, else "
+        "an embedded Valkey, which forgets everything at the end."
+    )
+)
+@takes_settings(
+    RelaySettings, WorkerSettings, RedisSettings, LLMSettings, Retention, JobLimits, ClientSettings, LogSettings
+)
+def serve(given: Given, *, json: ReadyJson = False) -> None:
+    """Start Redis, a provider, a worker and the relay, and serve until Ctrl-C."""
+    with errors_shown():
+        sys.exit(asyncio.run(_serve(given, json)))
+
+
+async def _serve(given: Given, json: bool) -> int:
+    configuration = given.load()
+    variables = given.as_variables()
+    variables.setdefault(variable("log_level"), "warning")
+    if not configuration.relay.page_model:
+        variables[variable("page_model")] = configuration.client.model
+    stop = asyncio.Event()
+    exit_code = on_signals(stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    starting = asyncio.create_task(_until(configuration, variables, stop, json))
+    try:
+        await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        else:
+            starting.result()
+    finally:
+        stopping.cancel()
+    return exit_code()
+
+
+async def _until(configuration: Configuration, variables: dict[str, str], stop: asyncio.Event, json: bool) -> None:
+    async with stack(configuration, variables) as everything:
+        if json:
+            print_json(
+                {
+                    "ready": True,
+                    "url": everything.relay_url,
+                    "redis_url": everything.redis_shown,
+                    "provider_url": everything.provider_url,
+                }
+            )
+        else:
+            _show(everything, configuration)
+        raise await everything.failure()
+
+
+def _show(everything: Stack, configuration: Configuration) -> None:
+    url, model = everything.relay_url, configuration.client.model
+    key = " -H 'Authorization: Bearer KEY'" if configuration.relay.api_keys else ""
+    scripted = " (scripted: set OPENAI_API_KEY to use a real one)" if everything.scripted else ""
+    embedded = " (embedded: forgets everything at the end)" if everything.embedded else ""
+    out.print(f"page      {url}/", markup=False)
+    out.print(f"API       {url}/v1/jobs", markup=False)
+    out.print(f"Redis     {everything.redis_shown}{embedded}", markup=False)
+    out.print(f"provider  {everything.provider_url}{scripted}", markup=False)
+    out.print("\nEnqueue a prompt, and follow it:", markup=False)
+    body = f'{{"model":"{model}","prompt":"Hello"}}'
+    out.print(f"  curl {url}/v1/jobs{key} -H 'Content-Type: application/json' -d '{body}'", markup=False)
+    out.print(f"  curl -N{key} {url}/v1/jobs/ID/events", markup=False)
+    out.print(f"  REDIS_URL={everything.redis_shown} deltafan enqueue Hello --follow", markup=False)
+    note("\nCtrl-C stops everything.")

@@ -1,0 +1,112 @@
+"""`deltafan doctor`: what it finds on servers that are set up well, badly, or not for us."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest_asyncio
+import redis
+
+from deltafan.broker.queue import AsyncQueue
+from deltafan.devserver.provider import Provider, Script, running
+from deltafan.devserver.valkey import EmbeddedValkey
+from tests.conftest import StartWorker
+from tests.e2e.cli_kit import cli
+
+
+async def doctor(url: str, *flags: str, **env: str) -> tuple[int, dict[str, Any]]:
+    ended = await cli("doctor", "--json", *(flags or ("--no-provider",)), REDIS_URL=url, **env)
+    return ended.code, {found["check"]: found for found in ended.json()}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def badly_set_up() -> AsyncIterator[str]:
+    async with EmbeddedValkey(extra_args=("--maxmemory-policy", "allkeys-lru", "--maxmemory", "100mb")) as server:
+        yield server.url
+
+
+async def test_a_good_server_passes() -> None:
+    async with EmbeddedValkey(appendonly=True, extra_args=("--maxmemory", "100mb")) as server:
+        code, found = await doctor(server.url)
+    assert code == 0
+    assert [f["level"] for f in found.values()] == ["ok"] * 9 + ["warn"]
+    assert found["persistence"]["seen"] == "append-only file, appendfsync everysec"
+    assert found["workers"]["mend"] == "start one: deltafan worker"
+
+
+async def test_eviction_and_missing_persistence_are_found_and_how_to_mend_them(badly_set_up: str) -> None:
+    code, found = await doctor(badly_set_up)
+    assert code == 1
+    assert found["eviction"]["level"] == "fail"
+    assert "maxmemory-policy noeviction" in found["eviction"]["mend"]
+    assert found["persistence"]["level"] == "warn"
+    assert "appendonly yes" in found["persistence"]["mend"]
+
+
+async def test_missing_rights_are_named_and_the_rights_it_proposes_suffice(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        rules: dict[str, str] = {
+            "keys": "on >p ~other:* &* +@all",
+            "channels": "on >p ~* resetchannels +@all",
+            "commands": "on >p ~* &* +@all -xadd -subscribe -evalsha",
+        }
+        for name, rule in rules.items():
+            client.execute_command("ACL", "SETUSER", name, *rule.split())
+        results = await asyncio.gather(*(doctor(redis_url.replace("//", f"//{name}:p@")) for name in rules))
+        seen = [found["rights"]["seen"] for _, found in results]
+        assert [code for code, _ in results] == [1, 1, 1]
+        assert seen == ["refused: keys deltafan:*", "refused: channels deltafan:*", "refused: EVALSHA, XADD, SUBSCRIBE"]
+        proposed = results[0][1]["rights"]["mend"].split("<user> ")[1]
+        client.execute_command("ACL", "SETUSER", "ours", "on", ">p", *proposed.split())
+        code, found = await doctor(redis_url.replace("//", "//ours:p@"))
+        assert (code, found["rights"]["level"]) == (0, "ok")
+        for name in (*rules, "ours"):
+            client.execute_command("ACL", "DELUSER", name)
+
+
+async def test_it_leaves_no_key_behind(redis_url: str) -> None:
+    await doctor(redis_url)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.keys() == []
+
+
+async def test_queues_dead_letters_and_workers_are_counted(
+    redis_url: str, queue: AsyncQueue, start_worker: StartWorker
+) -> None:
+    await queue.enqueue(model="m", prompt="x", queue="idle")
+    worker = await start_worker()
+    job = await queue.enqueue(model="m", prompt="x", params={"metadata": {"fault": "bad_request"}})
+    assert [event.type async for event in job.events()][-1] == "done"
+    code, found = await doctor(redis_url, DELTAFAN_QUEUES="default")
+    assert code == 0
+    assert found["dead"]["seen"] == "default: 1 jobs failed for good"
+    assert found["workers"]["level"] == "ok"
+    assert (await cli("doctor", "--this-host", REDIS_URL=redis_url)).code == 0
+    await worker.drain()
+    assert (await cli("doctor", "--this-host", REDIS_URL=redis_url)).code == 1
+    code, found = await doctor(redis_url, DELTAFAN_QUEUES="idle")
+    assert code == 1
+    assert found["queue"]["seen"] == "idle: 1 waiting, 0 running, 0 delayed, and no worker"
+
+
+async def test_a_provider_is_asked_with_our_key(redis_url: str, provider: Provider) -> None:
+    async with running(Script(require_key="right-key")) as strict:
+        url = {"OPENAI_BASE_URL": strict.base_url}
+        results = await asyncio.gather(
+            doctor(redis_url, "--provider", **url, OPENAI_API_KEY="right-key"),
+            doctor(redis_url, "--provider", **url, OPENAI_API_KEY="wrong-key"),
+            doctor(redis_url, "--provider", OPENAI_BASE_URL="http://127.0.0.1:1/v1", OPENAI_API_KEY="k"),
+            doctor(redis_url, "--provider"),
+        )
+    assert [found["provider"]["level"] for _, found in results] == ["ok", "fail", "fail", "fail"]
+    assert "refuses the key (401)" in results[1][1]["provider"]["seen"]
+    assert results[3][1]["provider"]["mend"] == "set OPENAI_API_KEY"
+
+
+async def test_what_cannot_be_checked_is_a_finding_too() -> None:
+    code, found = await doctor("redis://127.0.0.1:1/0")
+    assert (code, found["redis"]["level"]) == (1, "fail")
+    code, found = await doctor("redis://127.0.0.1:1/0", DELTAFAN_LEASE="0")
+    assert (code, found["settings"]["seen"]) == (1, "DELTAFAN_LEASE: must be greater than 0")

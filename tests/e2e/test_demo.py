@@ -1,0 +1,97 @@
+"""`deltafan demo` and `serve`: everything at once, and nothing left afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+
+import aiohttp
+import pytest
+
+from deltafan.devserver.provider import Provider
+from deltafan.wire import from_object
+from tests.e2e.cli_kit import MARK, all_ended, cli, end_of, line, marked, new_mark, running_cli
+from tests.oracle import check_whole
+
+
+async def test_the_demo_streams_an_answer_says_what_it_used_and_leaves_nothing() -> None:
+    mark = new_mark()
+    ended = await cli("demo", "Why is the sky blue?", **{MARK: mark})
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("You wrote: “Why is the sky blue?”.")
+    assert "the scripted provider (set OPENAI_API_KEY to use a real one)" in ended.err
+    *_, summary = ended.err.strip().splitlines()
+    for part in ("stop · ", " tokens (", "first token ", "total ", "tokens/s"):
+        assert part in summary
+    assert marked(mark) == []
+
+
+async def test_the_demo_asks_the_real_provider_and_redis_when_given(redis_url: str, provider: Provider) -> None:
+    env = {"REDIS_URL": redis_url, "OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "sk-real-0123456789"}
+    ended = await cli("demo", "hello", "--json", "--model", "gpt-5", **env)
+    assert ended.code == 0, ended.err
+    events = [event for raw in ended.json() if (event := from_object(raw)) is not None]
+    check_whole(events, provider.requests[-1].text)
+    assert provider.requests[-1].model == "gpt-5"
+    assert f"openai at {provider.base_url}, over {redis_url}" in ended.err
+
+
+async def test_a_demo_whose_job_fails_ends_with_1_and_the_reason(redis_url: str) -> None:
+    env = {"REDIS_URL": redis_url, "OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "OPENAI_API_KEY": "sk-real-0123456789"}
+    ended = await cli("demo", "hello", **env, DELTAFAN_MAX_ATTEMPTS="1")
+    assert ended.code == 1
+    assert "connection: " in ended.err
+
+
+@pytest.mark.parametrize("moment", ["early", "streaming"])
+async def test_nothing_survives_a_kill_of_the_demo(moment: str) -> None:
+    mark = new_mark()
+    async with running_cli("demo", "hi", "--json", **{MARK: mark}) as process:
+        if moment == "early":
+            await asyncio.sleep(random.uniform(0.2, 2.0))  # any moment will do: the claim is about all of them
+        else:
+            while (await line(process))["type"] != "text_delta":
+                continue
+            assert len(marked(mark)) >= 4
+        process.kill()
+        await all_ended(mark)
+
+
+async def test_ctrl_c_ends_the_demo_with_130_and_leaves_nothing() -> None:
+    mark = new_mark()
+    async with running_cli("demo", "hi", "--json", **{MARK: mark}) as process:
+        assert (await line(process))["type"] == "meta"
+        process.send_signal(signal.SIGINT)
+        ended = await end_of(process)
+    assert ended.code == 130
+    assert "Traceback" not in ended.err
+    await all_ended(mark)
+
+
+async def test_serve_serves_until_ctrl_c() -> None:
+    mark = new_mark()
+    async with running_cli("serve", "--port", "0", "--json", **{MARK: mark}) as process:
+        said = await line(process)
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{said['url']}/") as page:
+                assert page.status == 200
+            async with session.get(f"{said['url']}/readyz") as answer:
+                assert answer.status == 200
+        enqueued = await cli("enqueue", "hi", "--follow", REDIS_URL=said["redis_url"])
+        assert enqueued.out.startswith("You wrote: “hi”.")
+        process.send_signal(signal.SIGINT)
+        ended = await end_of(process)
+    assert ended.code == 130
+    assert ended.err == ""
+    await all_ended(mark)
+
+
+async def test_serve_ends_when_one_of_its_processes_does() -> None:
+    mark = new_mark()
+    async with running_cli("serve", "--port", "0", "--json", "--host", "0.0.0.0", **{MARK: mark}) as process:
+        ended = await end_of(process)
+    assert ended.code == 1
+    assert "set DELTAFAN_API_KEYS or bind to 127.0.0.1" in ended.err
+    assert "deltafan: the relay did not start: its settings are wrong" in ended.err
+    await all_ended(mark)
