@@ -1,4 +1,4 @@
-"""In CI a skipped test is a failure: there everything that tests need is installed. Load it with `-p tests.plugin_ci`."""
+"""In CI a skipped test is a failure: what tests need is installed there. Load it with `-p tests.plugin_ci`."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ def current_time(timezone: str) -> str:
     return datetime.now(ZoneInfo(timezone)).isoformat(timespec="seconds")
 
 
-# A job uses a tool by its name: `{"model": "gpt-5-mini", "prompt": "What time is it in Paris?", "tools": ["current_time"]}`
+# A job names its tools: {"model": "gpt-5-mini", "prompt": "What time is it in Paris?", "tools": ["current_time"]}
 TOOLS = [tool(current_time)]
 
-# A job uses a sink by its name, too. The log and the job's Redis channel always serve; these come on top. A sink is made
-# for each job by an async function that takes a `JobInfo` and gives an object with `emit(batch)` and `aclose()`.
+# A job uses a sink by its name, too. The log and the job's Redis channel always serve; these come on top. A sink is
+# made for each job by an async function that takes a `JobInfo` and gives an object with `emit(batch)` and `aclose()`.
 SINKS: dict[str, SinkFactory] = {}
 
 if __name__ == "__main__":

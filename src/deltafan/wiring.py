@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, get_origin
 
 from pydantic import SecretStr
@@ -57,8 +57,8 @@ class Configuration:
     llm: LLMSettings
     client: ClientSettings
     log: LogSettings
-    redis_given: bool
-    """Somebody chose the Redis; it is not the default."""
+    chosen: frozenset[str]
+    """The settings that were given, by `option_name`; the others are defaults."""
 
 
 COMPONENTS: Final[tuple[type[Settings], ...]] = (
@@ -110,7 +110,7 @@ def load(
         llm=reader.read(LLMSettings, providers=providers),
         client=reader.read(ClientSettings),
         log=reader.read(LogSettings),
-        redis_given=bool(given.get(option_name("url")) or env.get(variable("url"), "").strip()),
+        chosen=frozenset(reader.chosen),
     )
     if loaded.llm.default_provider not in {**PROVIDERS, **providers}:
         name = called("default_provider") if "default_provider" in given else variable("default_provider")
@@ -126,20 +126,22 @@ class _Reader:
     given: Mapping[str, object]
     called: Callable[[str], str]
     problems: list[str]
+    chosen: set[str] = field(default_factory=set)
 
     def read(self, component: type[S], **more: object) -> S:
         """One component's settings; what is wrong goes to `problems`, and the defaults stand in for it."""
         values: dict[str, object] = dict(more)
         names: dict[str, str] = {}
-        for field in _fields(component):
-            name = option_name(field)
+        for setting in _fields(component):
+            name = option_name(setting)
             if name in self.given:
-                names[field], value = self.called(name), self.given[name]
-            elif self.env.get(variable(field), "").strip():
-                names[field], value = variable(field), self.env[variable(field)]
+                names[setting], value = self.called(name), self.given[name]
+            elif self.env.get(variable(setting), "").strip():
+                names[setting], value = variable(setting), self.env[variable(setting)]
             else:
                 continue
-            values[field] = _split(component, field, value.strip()) if isinstance(value, str) else value
+            self.chosen.add(name)
+            values[setting] = _split(component, setting, value.strip()) if isinstance(value, str) else value
         try:
             return component.model_validate(values)
         except PydanticError as error:
@@ -157,12 +159,12 @@ def _fields(component: type[Settings]) -> Iterator[str]:
     return (name for name in component.model_fields if name != "providers")
 
 
-def is_list(component: type[Settings], field: str) -> bool:
+def _is_list(component: type[Settings], field: str) -> bool:
     return get_origin(component.model_fields[field].annotation) is tuple
 
 
 def _split(component: type[Settings], field: str, text: str) -> object:
-    if not is_list(component, field):
+    if not _is_list(component, field):
         return text
     return tuple(part.strip() for part in text.split(",") if part.strip())
 

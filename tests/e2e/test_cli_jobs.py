@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 
 import orjson
 
@@ -11,7 +12,7 @@ from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Provider
 from deltafan.wire import from_object
 from tests.conftest import StartWorker
-from tests.e2e.cli_kit import cli, end_of, line, running_cli
+from tests.e2e.cli_kit import PIPE, cli, end_of, environment, line, running_cli
 from tests.oracle import check_order, check_whole
 
 _FLAGS = """
@@ -162,3 +163,20 @@ async def test_a_new_attempt_says_so(redis_url: str, start_worker: StartWorker) 
     assert ended.code == 0
     assert "will be tried again" in ended.err
     assert "attempt 2: begins anew" in ended.err
+
+
+async def test_a_reader_that_leaves_and_a_terminal_without_unicode_are_no_trouble(
+    redis_url: str, queue: AsyncQueue, start_worker: StartWorker
+) -> None:
+    await start_worker()
+    job = await queue.enqueue(model="gpt-5", prompt="x")
+    result = await job.result(timeout=10)
+    plain = await cli("tail", job.id, REDIS_URL=redis_url, PYTHONIOENCODING="ascii")
+    assert plain.out == result.text.encode("ascii", "replace").decode() + "\n"
+    shell = f"{sys.executable} -m deltafan tail {job.id} --json | head -n 1"
+    process = await asyncio.create_subprocess_shell(
+        shell, stdout=PIPE, stderr=PIPE, env=environment(REDIS_URL=redis_url)
+    )
+    ended = await end_of(process)
+    assert len(ended.json()) == 1
+    assert ended.err == ""

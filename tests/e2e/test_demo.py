@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -58,15 +60,17 @@ async def test_nothing_survives_a_kill_of_the_demo(moment: str) -> None:
         await all_ended(mark)
 
 
-async def test_ctrl_c_ends_the_demo_with_130_and_leaves_nothing() -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+async def test_a_signal_ends_the_demo_and_leaves_nothing(number: signal.Signals, code: int, tmp_path: Path) -> None:
     mark = new_mark()
-    async with running_cli("demo", "hi", "--json", **{MARK: mark}) as process:
+    async with running_cli("demo", "hi", "--json", TMPDIR=str(tmp_path), **{MARK: mark}) as process:
         assert (await line(process))["type"] == "meta"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         ended = await end_of(process)
-    assert ended.code == 130
+    assert ended.code == code
     assert "Traceback" not in ended.err
     await all_ended(mark)
+    assert os.listdir(tmp_path) == []
 
 
 async def test_serve_serves_until_ctrl_c() -> None:

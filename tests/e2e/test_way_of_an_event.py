@@ -10,13 +10,14 @@ import redis.asyncio
 
 from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Echo, Provider, Script, Text, ToolCall, running
-from deltafan.errors import ConflictError, JobFailed, JobNotFound, LogExpired, QueueFull
+from deltafan.errors import ConflictError, JobFailed, JobNotFound, LogExpired, QueueFull, ValidationError
 from deltafan.events import Event, EventId, Meta, ReasoningDelta, TextDelta, Usage
 from deltafan.job import parse_spec
 from deltafan.settings import JobLimits
+from deltafan.sse import Decoder
 from deltafan.wire import decode, encode
 from tests.conftest import StartWorker
-from tests.oracle import check_order, check_whole
+from tests.oracle import check_whole
 
 
 async def _all(queue: AsyncQueue, job_id: str, after: str | None = None) -> list[Event]:
@@ -312,6 +313,21 @@ async def test_usage_is_estimated_where_none_is_reported(queue: AsyncQueue, star
     usage = next(e for e in events if isinstance(e, Usage))
     assert usage.source == "estimated"
     assert usage.completion_tokens == 100
+
+
+async def test_an_app_can_serve_the_stream_as_sse_itself(queue: AsyncQueue, start_worker: StartWorker) -> None:
+    async with running(Script(source=Text("one two three"), first_token_delay=0.1)) as slow:
+        await start_worker(slow)
+        job = await queue.enqueue(model="m", prompt="x")
+        body = b"".join([frame async for frame in job.sse(heartbeat=0.02)])
+    frames = Decoder().feed(body)
+    check_whole([event for f in frames if (event := decode(f.data))], "one two three")
+    assert all(decode(f.data).type == f.event for f in frames)  # type: ignore[union-attr]
+    assert b"\n:" in body or body.startswith(b":")  # heartbeats while nothing came
+    after = [f.id async for frame in job.sse("1-0") for f in Decoder().feed(frame)]
+    assert after == [f.id for f in frames if f.id != "1-0"] or after[-1] == frames[-1].id
+    with pytest.raises(ValidationError, match="after"):
+        job.sse("garbage")
 
 
 async def test_the_spec_of_a_job_is_the_one_that_was_enqueued(queue: AsyncQueue) -> None:

@@ -21,7 +21,7 @@ def problems(env: dict[str, str], **overrides: object) -> list[str]:
 def test_an_empty_environment_gives_the_defaults() -> None:
     loaded = load({})
     assert loaded.redis.url == "redis://127.0.0.1:6379/0"
-    assert not loaded.redis_given
+    assert loaded.chosen == frozenset()
     assert loaded.worker.queues == ("default",)
     assert loaded.llm.providers == {}
 
@@ -45,7 +45,7 @@ def test_lists_are_separated_by_commas_and_empty_variables_are_not_set() -> None
     loaded = load(env)
     assert loaded.worker.queues == ("chat", "batch")
     assert loaded.relay.api_keys == ()
-    assert not loaded.redis_given
+    assert loaded.chosen == {"queues", "port"}
     assert loaded.relay.port == 81
 
 
@@ -107,6 +107,7 @@ def test_overrides_as_variables_are_read_back_the_same() -> None:
     loaded = load(as_variables(given))
     assert (loaded.redis.url, loaded.worker.queues, loaded.worker.lease) == ("redis://h/1", ("a", "b"), 3.0)
     assert loaded == load({}, given)
+    assert loaded.chosen == set(given)
 
 
 ROOT = Path(__file__).parents[2]

@@ -149,6 +149,10 @@ class Job:
         """As `AsyncJob.events`: a plain generator."""
         return _portal().iterate(self._handle().events(after))
 
+    def sse(self, after: str | EventId | None = None) -> Generator[bytes, None, None]:
+        """As `AsyncJob.sse`: a plain generator, for Django's or Flask's streaming answers."""
+        return _portal().iterate(self._handle().sse(after))
+
     def result(self, timeout: float | None = None) -> JobResult:
         """As `AsyncJob.result`."""
         return _portal().run(self._handle().result(timeout))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from copy import copy
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from deltafan import sse
 from deltafan.broker import enqueue as build
 from deltafan.broker.cancel import CancelOutcome, cancel_job
 from deltafan.broker.connections import Connections, redis_errors
@@ -16,6 +18,7 @@ from deltafan.broker.follow import follow
 from deltafan.broker.hub import Hub
 from deltafan.broker.keys import partition
 from deltafan.broker.listing import JobPage, list_jobs
+from deltafan.broker.log import Entry
 from deltafan.broker.status import JobStatus, read_status
 from deltafan.errors import JobFailed
 from deltafan.events import Event, EventId, Usage
@@ -23,6 +26,10 @@ from deltafan.job import JobSpec, parse_spec
 from deltafan.settings import JobLimits, RedisSettings, Retention
 from deltafan.transcript import ToolCall, Transcript
 from deltafan.wire import parse_event_id
+
+
+SSE_HEARTBEAT = 15.0
+"""Seconds: the WHATWG's advice for event streams behind proxies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +58,56 @@ class AsyncJob:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
 
-    async def events(self, after: str | EventId | None = None) -> AsyncGenerator[Event, None]:
+    def events(self, after: str | EventId | None = None) -> AsyncGenerator[Event, None]:
         """Iterate the job's events, all or those after an id, live until `done`. Outages of Redis are waited out.
 
+        :raises ValidationError: at once, when `after` is no event id.
         :raises JobNotFound: no such job.
         :raises LogExpired: the job's events are no longer kept.
         """
-        cursor = parse_event_id(after) if isinstance(after, str) else after
-        hub = await self._queue.hub()
-        entries = follow(hub, self.id, cursor, tenant=self._queue.tenant)
-        try:
+        return self._events(_cursor(after))
+
+    def sse(
+        self, after: str | EventId | None = None, *, heartbeat: float = SSE_HEARTBEAT
+    ) -> AsyncGenerator[bytes, None]:
+        """As `events`, as the body of a `text/event-stream` answer, for an app that serves its followers itself.
+
+        Hand it the request's `Last-Event-ID` header as `after`. The frames are those of the relay.
+
+        :param heartbeat: seconds of silence after which a comment keeps proxies from closing the connection.
+        """
+        return self._frames(_cursor(after), heartbeat)
+
+    async def _events(self, cursor: EventId | None) -> AsyncGenerator[Event, None]:
+        async with aclosing(await self._entries(cursor)) as entries:
             async for entry in entries:
                 event = entry.event()
                 if event is not None:
                     yield event
-        finally:
-            await entries.aclose()
+
+    async def _frames(self, cursor: EventId | None, heartbeat: float) -> AsyncGenerator[bytes, None]:
+        async with aclosing(await self._entries(cursor)) as entries:
+            coming: asyncio.Task[Entry] | None = None
+            try:
+                while True:
+                    coming = coming or asyncio.create_task(_next(entries))
+                    await asyncio.wait({coming}, timeout=heartbeat)
+                    if not coming.done():
+                        yield sse.comment()
+                        continue
+                    try:
+                        entry = coming.result()
+                    except StopAsyncIteration:
+                        return
+                    coming = None
+                    yield sse.encode(entry.data, event=entry.type, id=str(entry.id))
+            finally:
+                if coming is not None:
+                    coming.cancel()
+                    await asyncio.gather(coming, return_exceptions=True)
+
+    async def _entries(self, cursor: EventId | None) -> AsyncGenerator[Entry, None]:
+        return follow(await self._queue.hub(), self.id, cursor, tenant=self._queue.tenant)
 
     async def result(self, timeout: float | None = None) -> JobResult:
         """Wait for the end and give the output.
@@ -108,6 +149,14 @@ class AsyncJob:
         :raises JobNotFound: no such job.
         """
         return await cancel_job(self._queue.connections.commands, self.id, self._queue.tenant, self._queue.retention)
+
+
+def _cursor(after: str | EventId | None) -> EventId | None:
+    return parse_event_id(after) if isinstance(after, str) else after
+
+
+async def _next(entries: AsyncGenerator[Entry, None]) -> Entry:
+    return await anext(entries)
 
 
 class AsyncQueue:

@@ -5,7 +5,9 @@ libraries.
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib.metadata import version as installed_version
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -74,4 +76,7 @@ def deltafan(
 
 def main() -> None:
     """The entry point of `deltafan` and of `python -m deltafan`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character gets a question mark
     typer.main.get_command(app)(prog_name="deltafan")

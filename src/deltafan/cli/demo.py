@@ -58,8 +58,9 @@ async def _demo(given: Given, prompt: str, json: bool) -> None:
         variable("port"): "0",
         variable("api_keys"): "",
         variable("processes"): "1",
-        variable("log_level"): given.values.get("log_level", "error"),
     }
+    if "log_level" not in configuration.chosen:
+        variables[variable("log_level")] = "error"
     async with stack(configuration, variables) as everything:
         _introduce(everything, configuration)
         printer = FollowPrinter(json=json)

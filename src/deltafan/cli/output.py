@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from deltafan.wire import dumps
 
 FAILED: Final = 1
 WRONG_USE: Final = 2
+TERMINATED: Final = 128 + signal.SIGTERM
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -27,9 +29,9 @@ def print_json(value: object) -> None:
 
 
 def print_line(line: bytes) -> None:
-    """JSON as it is."""
-    sys.stdout.write(line.decode() + "\n")
-    sys.stdout.flush()
+    """JSON as it is: in UTF-8, whatever the terminal's encoding."""
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def write(text: str) -> None:
@@ -101,6 +103,16 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a command's coroutine. Ctrl-C cancels it, and the command ends with 130."""
+    """Run a command's coroutine. Ctrl-C and SIGTERM cancel it, so that what it has started ends in order."""
     with errors_shown():
-        asyncio.run(main)
+        try:
+            asyncio.run(_terminable(main))
+        except asyncio.CancelledError:
+            raise typer.Exit(TERMINATED) from None
+
+
+async def _terminable(main: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await main

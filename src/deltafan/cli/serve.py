@@ -45,13 +45,14 @@ def serve(given: Given, *, json: ReadyJson = False) -> None:
 async def _serve(given: Given, json: bool) -> int:
     configuration = given.load()
     variables = given.as_variables()
-    variables.setdefault(variable("log_level"), "warning")
+    if "log_level" not in configuration.chosen:
+        variables[variable("log_level")] = "warning"
     if not configuration.relay.page_model:
         variables[variable("page_model")] = configuration.client.model
     stop = asyncio.Event()
     exit_code = on_signals(stop.set)
     stopping = asyncio.create_task(stop.wait())
-    starting = asyncio.create_task(_until(configuration, variables, stop, json))
+    starting = asyncio.create_task(_until(configuration, variables, json))
     try:
         await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -64,7 +65,7 @@ async def _serve(given: Given, json: bool) -> int:
     return exit_code()
 
 
-async def _until(configuration: Configuration, variables: dict[str, str], stop: asyncio.Event, json: bool) -> None:
+async def _until(configuration: Configuration, variables: dict[str, str], json: bool) -> None:
     async with stack(configuration, variables) as everything:
         if json:
             print_json(

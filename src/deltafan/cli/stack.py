@@ -68,7 +68,7 @@ async def stack(configuration: Configuration, variables: Mapping[str, str]) -> A
     scripted = not uses_real_provider(configuration)
     async with AsyncExitStack() as opened:
         environment = dict(variables)
-        redis_url, embedded = configuration.redis.url, not configuration.redis_given
+        redis_url, embedded = configuration.redis.url, "redis_url" not in configuration.chosen
         if embedded:
             redis_url = (await opened.enter_async_context(EmbeddedValkey())).url
         environment["REDIS_URL"] = redis_url
