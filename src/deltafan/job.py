@@ -10,9 +10,10 @@ from typing import Annotated, Any, Final, Literal, get_args
 import orjson
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticCustomError, PydanticSerializationError
 
 from deltafan.errors import FieldError, ValidationError
+from deltafan.job_errors import BELOW, MODEL_NAME, SINK_NAME, field_errors
 from deltafan.settings import QUEUE_NAME, JobLimits
 
 SPEC_VERSION: Final = 1
@@ -23,10 +24,10 @@ Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 OnTakeover = Literal["restart", "continue", "fail"]
 
-SINK_NAME: Final = r"^[a-z][a-z0-9_-]{0,31}$"
 JOB_ID: Final = re.compile(r"([0-9]{1,4})-[A-Za-z0-9_-]{1,150}")
 CHANNEL_MAX: Final = 164
 """Characters in a channel name: Pusher's limit, kept on Redis too so that a name fits both."""
+_NOT_JSON = (TypeError, UnicodeEncodeError, PydanticSerializationError)
 _CHANNEL = re.compile(r"[A-Za-z0-9_\-=@,.;:/#]+")
 _RESERVED_CHANNELS = ("deltafan:", "__key", "__redis", "__sentinel")
 DAY: Final = 86_400.0
@@ -112,7 +113,7 @@ class Message(_Open):
     @model_validator(mode="after")
     def _has_content(self) -> Message:
         if self.content is None and self.role != "assistant":
-            raise ValueError(f"content: is required for role {self.role!r}")
+            raise PydanticCustomError(BELOW, "is required for role {role}", {BELOW: "content", "role": self.role})
         return self
 
 
@@ -120,7 +121,7 @@ class JobSpec(_Strict):
     """A prompt job. Durations are in seconds."""
 
     v: Literal[1] = SPEC_VERSION
-    model: str = Field(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f]+$")
+    model: str = Field(min_length=1, max_length=200, pattern=MODEL_NAME)
     """`provider/model`, or a bare name for the worker's default provider."""
     messages: list[Message] | None = Field(default=None, min_length=1, max_length=10_000)
     """The conversation, in OpenAI's shape. Give this or `prompt`."""
@@ -159,12 +160,6 @@ class JobSpec(_Strict):
     """Cancel a running job that nobody has followed for this long."""
     retention: Seconds | None = Field(default=None, ge=1, le=366 * DAY)
     """How long the events and the record are kept after the end."""
-
-    @field_validator("model")
-    @classmethod
-    def _utf8(cls, value: str) -> str:
-        value.encode()  # a lone surrogate cannot travel; pydantic reports the UnicodeEncodeError, a ValueError
-        return value
 
     @field_validator("params")
     @classmethod
@@ -227,17 +222,29 @@ def parse_spec(raw: Mapping[str, Any] | bytes | str, limits: JobLimits | None = 
     """
     limits = limits or JobLimits()
     if isinstance(raw, bytes | str):
-        raw = _load(raw, limits)
+        raw = _load(raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw, limits)
     _check_depth(raw, limits.max_depth)
     try:
         spec = JobSpec.model_validate(raw)
-        size = len(spec.to_json())
     except PydanticError as error:
-        raise ValidationError(_field_errors(error)) from None
-    except (TypeError, UnicodeEncodeError, PydanticSerializationError) as error:
-        raise ValidationError([FieldError("", f"must be JSON: {error}")]) from None
+        raise ValidationError(field_errors(error)) from None
+    try:
+        size = len(spec.to_json())
+    except _NOT_JSON:
+        raise ValidationError(_not_json(spec)) from None
     _check_size(size, limits)
     return spec
+
+
+def _not_json(spec: JobSpec) -> list[FieldError]:
+    """The fields that hold what JSON cannot: pydantic lets anything pass inside of `params`, say."""
+    found: list[FieldError] = []
+    for name in JobSpec.model_fields:
+        try:
+            orjson.dumps(spec.model_dump(mode="json", include={name}, exclude_unset=True))
+        except _NOT_JSON as error:
+            found.append(FieldError(name, f"must be JSON: {error}"))
+    return found
 
 
 def _check_size(size: int, limits: JobLimits) -> None:
@@ -245,7 +252,7 @@ def _check_size(size: int, limits: JobLimits) -> None:
         raise ValidationError([FieldError("", f"the job is {size:,} bytes; at most {limits.max_bytes:,} are taken")])
 
 
-def _load(raw: bytes | str, limits: JobLimits) -> Mapping[str, Any]:
+def _load(raw: bytes, limits: JobLimits) -> Mapping[str, Any]:
     _check_size(len(raw), limits)
     try:
         value = orjson.loads(raw)
@@ -270,38 +277,6 @@ def _check_depth(value: object, limit: int) -> None:
         if not level:
             return
     raise ValidationError([FieldError("", f"is nested deeper than {limit} levels")])
-
-
-def _field_errors(error: PydanticError) -> list[FieldError]:
-    found: list[FieldError] = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "is not a field of a job"
-        elif item["type"] == "missing":
-            message = "is required"
-        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            message = "type must be text, image_url, input_audio, file or refusal"
-        field = FieldError(_path(item["loc"]), message)
-        if field not in found:
-            found.append(field)
-    return found[:20]
-
-
-# Pydantic names the branches of a union in a path; a user knows only the field.
-_BRANCHES = {"string", "parts"}
-_PART_TYPES = {"text", "image_url", "input_audio", "file", "refusal"}
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    path = ""
-    for place, part in enumerate(loc):
-        before = loc[place - 1] if place else None
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not ((before == "content" and part in _BRANCHES) or (isinstance(before, int) and part in _PART_TYPES)):
-            path += f".{part}" if path else part
-    return path
 
 
 def partition_of(job_id: str) -> int:

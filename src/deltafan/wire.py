@@ -26,6 +26,7 @@ from deltafan.events import (
 VERSION: Final = 1
 MAX_ATTEMPT: Final = 2**31 - 1
 _EVENT_ID = re.compile(r"([1-9][0-9]{0,9})-(0|[1-9][0-9]{0,17})")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _ENVELOPE = frozenset({"v", "job", "id", "type", "first"})
 # A tool call's own id cannot be `id` in a flat object whose `id` is the event's.
 _SKIP_WHEN: Final[Mapping[str, Any]] = {
@@ -64,7 +65,7 @@ def dumps(value: object) -> bytes:
 def _mend(value: object) -> object:
     match value:
         case str():
-            return value.encode("utf-8", "replace" if value.isascii() else "surrogatepass").decode("utf-8", "replace")
+            return _SURROGATES.sub("\ufffd", value)  # one for one: the length that `done` tells stays right
         case dict():
             return {_mend(str(k)): _mend(v) for k, v in value.items()}
         case list() | tuple():

@@ -31,7 +31,7 @@ async def stream(client: openai.AsyncOpenAI, server: redis.asyncio.Redis, job: s
 async def main(streams: int) -> None:
     async with (
         openai.AsyncOpenAI(http_client=openai.DefaultAioHttpClient()) as client,
-        redis.asyncio.Redis.from_url(os.environ["REDIS_URL"]) as server,
+        redis.asyncio.Redis.from_url(os.environ["REDIS_URL"], max_connections=2 * streams) as server,
     ):
         sys.stdout.write('{"ready": "yes"}\n')
         sys.stdout.flush()

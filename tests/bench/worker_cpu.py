@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 
+import aiohttp
 import redis.asyncio
 
 from deltafan.broker.queue import AsyncQueue
@@ -32,20 +33,27 @@ async def measure() -> list[Row]:
     return rows
 
 
-async def _per_delta(pid: int, streams: int) -> float:
+async def _per_delta(running: Parts, pid: int) -> float:
+    """By the chunks that the provider really got rid of: a worker that does not keep up takes fewer."""
     await asyncio.sleep(1.0)  # every stream is under way
-    loop = asyncio.get_running_loop()
-    began, spent = loop.time(), cpu_seconds(pid)
+    sent, spent = await _chunks_sent(running), cpu_seconds(pid)
     await asyncio.sleep(SECONDS)
-    deltas = streams * RATE * (loop.time() - began)
-    return (cpu_seconds(pid) - spent) / deltas * 1e6
+    spent = cpu_seconds(pid) - spent
+    return spent / (await _chunks_sent(running) - sent) * 1e6
+
+
+async def _chunks_sent(running: Parts) -> int:
+    journal_url = running.provider_url.removesuffix("/v1") + "/requests"
+    async with aiohttp.ClientSession() as session, session.get(journal_url) as answer:
+        journal = await answer.json()
+    return sum(request["chunks"] for request in journal)
 
 
 async def _ours(running: Parts, streams: int) -> float:
     worker, _ = await running.child("worker", DELTAFAN_CONCURRENCY=str(streams))
     async with AsyncQueue(running.redis_url) as queue:
         jobs = [await queue.enqueue(model="m", prompt=str(n)) for n in range(streams)]
-        figure = await _per_delta(worker.pid, streams)
+        figure = await _per_delta(running, worker.pid)
         await asyncio.gather(*(job.cancel() for job in jobs))
     await worker.__aexit__(None, None, None)
     return figure
@@ -60,7 +68,7 @@ async def _naive(running: Parts, streams: int) -> float:
     try:
         assert process.stdout is not None
         await process.stdout.readline()
-        return await _per_delta(process.pid, streams)
+        return await _per_delta(running, process.pid)
     finally:
         process.kill()
         await process.wait()

@@ -54,7 +54,8 @@ async def test_every_follower_sees_the_same_whenever_it_joins(queue: AsyncQueue,
         joined: list[tuple[EventId | None, asyncio.Task[list[Event]]]] = []
         async for event in job.events():
             for after in (None, event.id):
-                joined.append((after, asyncio.create_task(_all(queue, job.id, str(after) if after else None))))
+                follower = asyncio.create_task(_all(queue, job.id, str(after) if after else None))
+                joined.append((after, follower))
         for after, follower in joined:
             events = await follower
             if events:

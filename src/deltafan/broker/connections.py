@@ -32,6 +32,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.settings import RedisSettings
 
+BLOCK = 5.0
+"""Seconds that one blocking read waits for work at the most."""
 COMMAND_CONNECTIONS = 32
 """Connections for short commands of one process. More callers than that wait for one."""
 _REFUSALS = ("MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "OOM", "LOADING", "READONLY")
@@ -119,7 +121,7 @@ class Connections:
                 settings.url, max_connections=COMMAND_CONNECTIONS, timeout=timeout, socket_timeout=timeout, **common
             )
             self._appends = ConnectionPool.from_url(settings.url, socket_timeout=timeout, **common)
-            self._blocking = ConnectionPool.from_url(settings.url, socket_timeout=None, **common)
+            self._blocking = ConnectionPool.from_url(settings.url, socket_timeout=timeout + BLOCK, **common)
         except (ValueError, TypeError) as error:
             raise ConfigurationError(f"REDIS_URL {redacted(settings.url)!r} is not usable: {error}") from None
         for pool in (self._commands, self._appends, self._blocking):

@@ -100,7 +100,7 @@ class Intake:
         return found
 
     async def wait(self, seconds: float) -> list[Taken]:
-        """Wait for work: at most one entry of each stream, possibly none."""
+        """Wait for work, at most `connections.BLOCK` seconds: at most one entry of each stream, possibly none."""
         by_stream = {
             stream.encode(): (number, place)
             for number in self._places

@@ -12,7 +12,7 @@ from typing import Any
 
 from deltafan.broker import upkeep
 from deltafan.broker.claims import Claim, Claims, Ended
-from deltafan.broker.connections import Connections
+from deltafan.broker.connections import BLOCK, Connections
 from deltafan.broker.intake import Intake, Taken
 from deltafan.broker.keys import Partition
 from deltafan.broker.subscriber import Subscriber
@@ -23,8 +23,6 @@ from deltafan.engine.services import Services
 from deltafan.errors import BrokerUnavailable
 from deltafan.telemetry.hooks import Signal
 
-BLOCK = 5.0
-"""Seconds that an idle worker waits for work in one read."""
 BEATS_PER_LEASE = 3
 """Heartbeats in a lease: two may get lost before jobs do."""
 PROMOTE_INTERVAL = 0.5
