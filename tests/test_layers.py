@@ -171,6 +171,9 @@ print(*sorted(name for name in heavy if name in sys.modules))"""
 
 
 def test_every_public_name_can_be_had() -> None:
-    code = "import deltafan\nfor name in deltafan.__all__: getattr(deltafan, name)\nprint(deltafan.__dir__() == dir(deltafan))"
+    code = """import deltafan
+for name in deltafan.__all__:
+    getattr(deltafan, name)
+print(deltafan.__dir__() == dir(deltafan))"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert ended.stdout.split() == ["True"]

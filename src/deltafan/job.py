@@ -22,6 +22,7 @@ JOB_STATES: tuple[JobState, ...] = get_args(JobState)
 ENDED: frozenset[str] = frozenset({"done", "failed", "cancelled", "expired"})
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+DEFAULT_PRIORITY: Final[Priority] = "normal"
 OnTakeover = Literal["restart", "continue", "fail"]
 
 JOB_ID: Final = re.compile(r"([0-9]{1,4})-[A-Za-z0-9_-]{1,150}")
@@ -93,8 +94,9 @@ def _content_kind(value: Any) -> str | None:
     return "string" if isinstance(value, str) else "parts" if isinstance(value, list | tuple) else None
 
 
+# `fail_fast`: a message is told its first wrong part or call, where half a million findings would hold up everybody else.
 Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[Part], Tag("parts")],
+    Annotated[str, Tag("string")] | Annotated[list[Part], Field(fail_fast=True), Tag("parts")],
     Discriminator(
         _content_kind, custom_error_type="content", custom_error_message="must be a string or a list of parts"
     ),
@@ -107,13 +109,14 @@ class Message(_Open):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> Message:
         if self.content is None and self.role != "assistant":
-            raise PydanticCustomError(BELOW, "is required for role {role}", {BELOW: "content", "role": self.role})
+            context = {BELOW: "content", "role": self.role}
+            raise PydanticCustomError(BELOW, "is required for role {role}", context)
         return self
 
 
@@ -140,7 +143,7 @@ class JobSpec(_Strict):
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=256)
     """A second enqueue with the same key and spec gives back the first job."""
     queue: str = Field(default="default", pattern=QUEUE_NAME)
-    priority: Priority = "normal"
+    priority: Priority = DEFAULT_PRIORITY
     delay: Seconds | None = Field(default=None, ge=0, le=366 * DAY)
     """Wait this long before the job may start."""
     run_at: datetime | None = None

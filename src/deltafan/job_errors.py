@@ -44,7 +44,7 @@ _CONTENT_KINDS = ("string", "parts")
 
 def field_errors(error: PydanticError) -> list[FieldError]:
     """The findings, each once, in the order of the fields; the first of very many."""
-    found: list[FieldError] = []
+    found: dict[FieldError, None] = {}
     for item in error.errors(include_url=False, include_input=False):
         kind, loc, context = item["type"], item["loc"], item.get("ctx", {})
         message = _message(kind, item["msg"], context)
@@ -55,10 +55,10 @@ def field_errors(error: PydanticError) -> list[FieldError]:
             path += f".{context[BELOW]}"
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             path += ".type"
-        field = FieldError(path, message)
-        if field not in found:
-            found.append(field)
-    return found[:MOST]
+        found[FieldError(path, message)] = None
+        if len(found) == MOST:
+            break
+    return list(found)
 
 
 def _message(kind: str, text: str, context: Mapping[str, Any]) -> str:
@@ -97,6 +97,8 @@ def _path(loc: tuple[int | str, ...]) -> str:
         before = loc[place - 1] if place else None
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not ((before == "content" and part in _CONTENT_KINDS) or (isinstance(before, int) and part in _PART_TYPES)):
+        elif not (
+            (before == "content" and part in _CONTENT_KINDS) or (isinstance(before, int) and part in _PART_TYPES)
+        ):
             path += f".{part}" if path else part
     return path

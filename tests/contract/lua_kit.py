@@ -17,8 +17,8 @@ from deltafan.broker.cancel import CancelOutcome, cancel_job
 from deltafan.broker.claims import Claim, Claims, Ended
 from deltafan.broker.connections import Connections
 from deltafan.broker.intake import Intake, Taken
-from deltafan.broker.keys import GROUP, TAKEOVER, Partition
-from deltafan.broker.scripts import APPEND, CANCEL, ENQUEUE, EXPIRE, FORGET, PROMOTE, REAP, REJECT, Script
+from deltafan.broker.keys import GROUP, Partition
+from deltafan.broker.scripts import APPEND, Script
 from deltafan.events import Done, Error, Event, EventId, TextDelta, Usage
 from deltafan.job import JobState, parse_spec
 from deltafan.settings import JobLimits, RedisSettings, Retention, WorkerSettings
@@ -28,11 +28,6 @@ RETENTION = Retention(retention=100, idle_retention=1000)
 LEASE = 30.0
 USAGE = Usage(1, 2, 3, source="reported")
 K = Partition(0)
-
-__all__ = [
-    "APPEND", "CANCEL", "ENQUEUE", "EXPIRE", "FORGET", "GROUP", "K", "PROMOTE", "REAP", "REJECT", "TAKEOVER", "Lab", "Work",
-    "Worker",
-]  # fmt: skip
 
 
 @dataclass

@@ -9,11 +9,13 @@ import pytest
 import pytest_asyncio
 
 from deltafan.broker import upkeep
-from deltafan.broker.keys import partition
-from deltafan.errors import JobNotFound
+from deltafan.broker.keys import GROUP, TAKEOVER, partition
+from deltafan.broker.queue import AsyncQueue
+from deltafan.broker.scripts import EXPIRE, PROMOTE
+from deltafan.errors import ConflictError, JobNotFound
 from deltafan.events import Done, Error
 from deltafan.settings import RedisSettings
-from tests.contract.lua_kit import EXPIRE, GROUP, PROMOTE, RETENTION, TAKEOVER, K, Lab, open_lab
+from tests.contract.lua_kit import RETENTION, K, Lab, open_lab
 from tests.oracle import check_whole
 
 
@@ -27,7 +29,7 @@ async def lab(redis_settings: RedisSettings) -> AsyncIterator[Lab]:
 
 
 async def test_enqueue_makes_the_record_the_place_and_the_index(lab: Lab) -> None:
-    assert await lab.enqueue_raw(metadata={"a": 1}, channel="c", retention=5) == ("queued", "0-a", "queued")
+    assert await lab.enqueue_raw(metadata={"a": 1}, channel="c", retention=5) == ("queued", "0-a")
     [(entry, fields)] = await lab.redis.xrange(K.queue("default", "normal"))
     assert fields == {b"id": b"0-a", b"model": b"m"}
     record = await lab.record()
@@ -42,7 +44,7 @@ async def test_enqueue_makes_the_record_the_place_and_the_index(lab: Lab) -> Non
 
 
 async def test_enqueue_puts_a_job_of_later_among_the_delayed(lab: Lab) -> None:
-    assert await lab.enqueue_raw(delay=60, expires_in=10) == ("delayed", "0-a", "delayed")
+    assert await lab.enqueue_raw(delay=60, expires_in=10) == ("delayed", "0-a")
     record = await lab.record()
     created = int(record["created"])
     assert (record["state"], record["entry"]) == ("delayed", "")
@@ -57,12 +59,10 @@ async def test_enqueue_queues_at_once_what_was_to_run_in_the_past(lab: Lab) -> N
     assert await lab.redis.zscore(K.delayed("default"), "0-b") == 4102444800000
 
 
-async def test_enqueue_gives_a_keys_first_job_and_its_state(lab: Lab) -> None:
+async def test_enqueue_gives_a_keys_first_job(lab: Lab) -> None:
     await lab.enqueue(idempotency_key="k")
-    assert await lab.enqueue_raw(job_id="0-b", idempotency_key="k") == ("same", "0-a", "queued")
-    await lab.cancel()
-    assert await lab.enqueue_raw(job_id="0-b", idempotency_key="k") == ("same", "0-a", "cancelled")
-    assert await lab.waiting() == []
+    assert await lab.enqueue_raw(job_id="0-b", idempotency_key="k") == ("same", "0-a")
+    assert await lab.waiting() == ["0-a"]
     assert not await lab.redis.exists(K.job("0-b"))
     assert 86_000 < await lab.ttl(K.idempotency("default", "k")) <= 86_400
 
@@ -123,6 +123,21 @@ async def test_an_adopted_entry_whose_key_is_known_is_acknowledged(lab: Lab, pro
     answer = await lab.enqueue_raw(job_id="0-b", adopt=entry, idempotency_key="k", delay=60, prompt=prompt)
     assert answer[:2] == (status, "0-a")
     assert (await lab.waiting(), await lab.pending()) == ([], {})
+
+
+async def test_a_keys_first_job_is_given_in_its_present_state(queue: AsyncQueue) -> None:
+    first = await queue.submit(model="m", prompt="x", idempotency_key="k")
+    await queue.job(first.id).cancel()
+    again = await queue.submit(model="m", prompt="x", idempotency_key="k")
+    assert (again.id, again.state, again.created) == (first.id, "cancelled", False)
+    await queue.connections.commands.delete(K.job(first.id))
+    with pytest.raises(ConflictError, match="no longer kept; use another key"):
+        await queue.submit(model="m", prompt="x", idempotency_key="k")
+
+
+async def test_metadata_that_python_knows_how_to_write_is_written(queue: AsyncQueue) -> None:
+    job = await queue.enqueue(model="m", prompt="x", metadata={"ids": {1: (2, 3)}, "tags": {"a"}})
+    assert (await job.status()).metadata == {"ids": {"1": [2, 3]}, "tags": ["a"]}
 
 
 # take

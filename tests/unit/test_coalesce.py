@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import pytest
@@ -55,7 +55,7 @@ def test_ids_and_names_of_tool_calls_stay_at_their_place(events: list[Event]) ->
 @given(streams)
 def test_what_is_merged_is_merged_as_far_as_it_goes(events: list[Event]) -> None:
     merged = list(coalesce(events))
-    for one, next_one in zip(merged, merged[1:], strict=False):
+    for one, next_one in pairwise(merged):
         begins_a_call = isinstance(next_one, ToolCallDelta) and (
             next_one.call_id is not None or next_one.name is not None
         )

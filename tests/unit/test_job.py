@@ -133,7 +133,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({**BASE, "sinks": list("abcdefghi")}, "sinks: must have at most 8 entries"),
     ({**BASE, "idempotency_key": ""}, "idempotency_key: must not be empty"),
     ({**BASE, "idempotency_key": "x" * 257}, "idempotency_key: must have at most 256 characters"),
-    ({**BASE, "queue": "A"}, "queue: may hold lower case letters, digits, - and _, at most 64, the first a letter or digit"),
+    ({**BASE, "queue": "A"}, "queue: may hold lower case letters, digits, - and _"),
     ({**BASE, "queue": "a:b"}, "queue: may hold lower case letters"),
     ({**BASE, "queue": "a\n"}, "queue: may hold lower case letters"),
     ({**BASE, "priority": "urgent"}, "priority: must be 'high', 'normal' or 'low'"),
@@ -172,7 +172,7 @@ def test_a_refusal_names_the_field_and_the_rule(value: dict[str, Any], message: 
      "Authorization", "password", "client_secret", "access_token"],
 )  # fmt: skip
 def test_what_the_worker_decides_is_no_parameter(name: str) -> None:
-    with pytest.raises(ValidationError, match=f"^params: {name} is not allowed: "):
+    with pytest.raises(ValidationError, match=rf"^params: {name} is not allowed: "):
         parse_spec({**BASE, "params": {name: "x"}})
 
 
@@ -194,7 +194,7 @@ def test_what_the_worker_decides_is_no_parameter(name: str) -> None:
     ],
 )
 def test_a_channel_cannot_be_one_of_ours_or_of_redis(channel: str, rule: str) -> None:
-    with pytest.raises(ValidationError, match=f"^channel: .*{rule}"):
+    with pytest.raises(ValidationError, match=rf"^channel: .*{rule}"):
         parse_spec({**BASE, "channel": channel})
 
 
@@ -245,7 +245,7 @@ def test_depth_is_bounded() -> None:
         parse_spec({**BASE, "metadata": {"a": nested(7)}}, limits)
     with pytest.raises(ValidationError, match="is nested deeper than 32 levels"):
         parse_spec({**BASE, "metadata": {"a": nested(100_000)}})
-    with pytest.raises(ValidationError, match="not JSON|nested deeper"):
+    with pytest.raises(ValidationError, match=r"not JSON|nested deeper"):
         parse_spec(b'{"model":"m","prompt":"x","metadata":{"a":' + b"[" * 9000 + b"]" * 9000 + b"}}")
 
 
@@ -260,10 +260,12 @@ def test_any_object_is_a_spec_or_refused(value: dict[str, Any]) -> None:
     try:
         spec = parse_spec(value)
     except ValidationError as error:
-        assert error.fields
-        assert all(found.message for found in error.fields)
+        found = error.fields
     else:
         assert parse_spec(spec.to_json()) == spec
+        return
+    assert found
+    assert all(field.message for field in found)
 
 
 @given(st.dictionaries(st.text(max_size=5), json_values, max_size=3))
@@ -291,7 +293,7 @@ def test_a_time_of_day_keeps_its_moment() -> None:
     "job_id", ["", "x", "0", "0-", "-x", "12345-x", "0-a b", "0-" + "x" * 151, "0-x\n", "٠-x", "0-{1}"]
 )
 def test_what_is_no_job_id_is_refused(job_id: str) -> None:
-    with pytest.raises(ValidationError, match="^job: must be a job id"):
+    with pytest.raises(ValidationError, match=r"^job: must be a job id"):
         partition_of(job_id)
 
 

@@ -45,7 +45,17 @@ async def _cancel_raw(redis: Redis, job_id: str, tenant: str | None, retention: 
                 keys.expiries,
                 keys.dead(status.queue),
             ],
-            [job_id, entry, GROUP, "", "", meta_fragment("", {}), retention.retention],
+            [
+                job_id,
+                entry,
+                GROUP,
+                "",
+                "",
+                meta_fragment("", {}),
+                retention.retention,
+                status.queue,
+                status.priority,
+            ],
         )
     return bool(answer)
 

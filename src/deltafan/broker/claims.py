@@ -15,7 +15,7 @@ from deltafan.broker.intake import Taken
 from deltafan.broker.keys import GROUP, TAKEOVER, Partition
 from deltafan.broker.scripts import ACK, CLAIM, FINISH, REJECT, RELEASE, RETRY, Arg
 from deltafan.errors import ConflictError, FieldError, ValidationError
-from deltafan.job import JobSpec, JobState, parse_spec
+from deltafan.job import DEFAULT_PRIORITY, JobSpec, JobState, parse_spec
 from deltafan.settings import JobLimits, Retention, WorkerSettings
 
 _REJECTED_TEXT = 4096
@@ -182,6 +182,8 @@ class Claims:
                     reason[:1000],
                     build.meta_fragment("", {}),
                     self._retention.retention,
+                    taken.queue,
+                    taken.priority if taken.priority != TAKEOVER else DEFAULT_PRIORITY,
                 ],
             )
 

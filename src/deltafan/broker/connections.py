@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -36,18 +36,25 @@ BLOCK = 5.0
 """Seconds that one blocking read waits for work at the most."""
 COMMAND_CONNECTIONS = 32
 """Connections for short commands of one process. More callers than that wait for one."""
+_OPTIONS = ("db", "username", "password", "client_name")
 _REFUSALS = ("MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "OOM", "LOADING", "READONLY")
 
 
 def redacted(url: str) -> str:
-    """The URL without its password, for messages."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
+    """The URL without password and options, for messages. It may be malformed: an unquoted password can hold / ? # @."""
+    scheme, found, rest = url.partition("://")
+    if not found:
         return "(not a URL)"
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", ":***@")
+    who, at, where = rest.rpartition("@")
+    user = who.partition(":")[0] if ":" in who else ""
+    return f"{scheme}://{user}:***@{where.partition('?')[0]}" if at else f"{scheme}://{where.partition('?')[0]}"
+
+
+def _check_options(url: str) -> None:
+    """:raises ValueError: redis-py would let an option of the URL win over ours, or fail on it at its first command."""
+    for name in parse_qs(urlsplit(url).query, keep_blank_values=True):
+        if name not in _OPTIONS and not name.startswith("ssl_"):
+            raise ValueError(f"option {name!r} is not one of {', '.join(_OPTIONS)}, ssl_…")
 
 
 @contextmanager
@@ -112,18 +119,23 @@ class Connections:
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
             "socket_connect_timeout": settings.command_timeout,
-            "socket_keepalive": True,
         }
+        if not settings.url.startswith("unix:"):
+            common["socket_keepalive"] = True
         timeout = settings.command_timeout
         try:
+            _check_options(settings.url)
             # A caller waits for a free connection as long as for an answer.
             self._commands = BlockingConnectionPool.from_url(
                 settings.url, max_connections=COMMAND_CONNECTIONS, timeout=timeout, socket_timeout=timeout, **common
             )
             self._appends = ConnectionPool.from_url(settings.url, socket_timeout=timeout, **common)
             self._blocking = ConnectionPool.from_url(settings.url, socket_timeout=timeout + BLOCK, **common)
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"REDIS_URL {redacted(settings.url)!r} is not usable: {error}") from None
+            self._blocking.make_connection()  # type: ignore[no-untyped-call]
+        except (ValueError, TypeError, RedisError) as error:
+            # What Python takes for the port may be a part of the password.
+            rule = "a / ? # or @ in a password is written %2F %3F %23 %40" if "Port could" in str(error) else str(error)
+            raise ConfigurationError(f"REDIS_URL {redacted(settings.url)!r} is not usable: {rule}") from None
         for pool in (self._commands, self._appends, self._blocking):
             _heeding(pool)
         self.commands: Redis = Redis(connection_pool=self._commands)

@@ -73,10 +73,11 @@ def build(
     if spec.idempotency_key is not None:
         digest = hashlib.sha256(spec.to_json()).hexdigest()
     waits = max(spec.delay or 0.0, spec.run_at.timestamp() - time.time() if spec.run_at else 0.0)
+    metadata = spec.model_dump(mode="json", include={"metadata"})["metadata"]  # a Python caller's may hold a set, say
     record: dict[str, Arg] = {
         "spec": spec.to_json(),
-        "meta": meta_fragment(spec.model, spec.metadata),
-        "metadata": orjson.dumps(spec.metadata),
+        "meta": meta_fragment(spec.model, metadata),
+        "metadata": orjson.dumps(metadata),
         "model": spec.model,
         "queue": spec.queue,
         "priority": spec.priority,

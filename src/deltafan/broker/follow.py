@@ -10,11 +10,14 @@ from deltafan.broker.connections import redis_errors
 from deltafan.broker.hub import Feed, Hub
 from deltafan.broker.keys import partition
 from deltafan.broker.log import Entry
-from deltafan.broker.status import read_status
+from deltafan.broker.status import JobStatus, read_status
 from deltafan.errors import BrokerUnavailable, JobNotFound, LogExpired
 from deltafan.events import EventId
-from deltafan.wire import parse_event_id
+from deltafan.sse import encode
+from deltafan.wire import VERSION, dumps, parse_event_id
 
+CURSOR_AHEAD = "cursor_ahead"
+"""Why a cursor is void: the job's log does not reach that far, so it is of another log, or Redis lost the tail."""
 BUFFER = 4096
 """Live events that wait for a slow consumer. Beyond it the follower leaves, and comes back by its cursor."""
 _RETRY_MIN, _RETRY_MAX = 0.1, 2.0
@@ -54,7 +57,7 @@ async def follow(
 ) -> AsyncGenerator[Entry, None]:
     """Yield what follows `after` (everything, compacted, for `None`), each event once and in order, ending with `done`.
 
-    Outages of Redis are waited out; a job that nobody ever ends is followed for ever.
+    A cursor ahead of the log is void: everything comes. (Else it would be silent for ever, whoever made it up.) Outages of Redis are waited out; a job that nobody ever ends is followed for ever.
 
     :raises JobNotFound: no such job of this tenant, or its record vanished while it was followed.
     :raises LogExpired: the job has ended and its events are no longer kept.
@@ -64,9 +67,11 @@ async def follow(
     while True:
         try:
             status = await read_status(hub.commands, job_id, tenant)
+            if not started and after is not None and is_ahead(status, after):
+                after = None
             started = True
             if status.has_ended:
-                if after is not None and status.last_id is not None and after >= parse_event_id(status.last_id):
+                if after is not None and after == log_end(status):
                     return
                 with redis_errors():
                     if not await hub.commands.exists(partition(job_id).log(job_id)):
@@ -82,6 +87,22 @@ async def follow(
                 raise
             await asyncio.sleep(wait)
             wait = min(wait * 2, _RETRY_MAX)
+
+
+def log_end(status: JobStatus) -> EventId | None:
+    """The log's last id; `None` when there is none yet, or when the log is being made anew after a loss."""
+    return parse_event_id(status.last_id) if status.last_id else None
+
+
+def is_ahead(status: JobStatus, cursor: EventId) -> bool:
+    """Whether the job's log does not reach a reader's cursor."""
+    end = log_end(status)
+    return status.attempt == 0 or (end is not None and cursor > end)
+
+
+def reset_frame(job_id: str, reason: str) -> bytes:
+    """Says in an SSE stream that the reader's cursor is void, and that everything follows from the start."""
+    return encode(dumps({"v": VERSION, "job": job_id, "type": "reset", "reason": reason}), event="reset")
 
 
 async def _once(feed: Feed, after: EventId | None) -> AsyncGenerator[Entry, None]:

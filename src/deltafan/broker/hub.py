@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 
 from deltafan.broker.connections import Connections, redis_errors
 from deltafan.broker.keys import partition
-from deltafan.broker.log import PAGE, Entry, compact, follows, read_page
+from deltafan.broker.log import PAGE, Entry, compact, follows, last_id, read_page
 from deltafan.broker.subscriber import Subscriber
 from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.events import EventId
@@ -24,6 +24,8 @@ TAIL = 512
 """Live events a feed remembers for followers that are still reading the log. Who falls further behind reads again."""
 PENDING = 10_000
 """Live messages a feed holds while it mends a hole. Beyond it they are dropped: the log has them."""
+REREAD = 0.05
+"""Seconds until a joining follower looks again at a log that does not hold what its feed has seen."""
 AUDIT_INTERVAL = 10.0
 """Seconds without news after which a feed compares itself with the job's record."""
 
@@ -49,6 +51,7 @@ class Feed:
         self.job_id = job_id
         self.users = 0
         self._hub = hub
+        self._beginning = f'{{"v":1,"job":"{job_id}","id":"'.encode()  # of every event of the job, see `wire.encode`
         self._followers: dict[Follower, EventId | None] = {}  # and up to where each has read the log
         self._tail: deque[Entry] = deque(maxlen=TAIL)
         self._last: EventId | None = None
@@ -82,27 +85,34 @@ class Feed:
 
         The replay is compacted. A follower whose replay ends with `done` does not go live.
         """
-        cursor = after
+        cursor = end = after
         while True:
             page = await read_page(self._hub.commands, self.job_id, cursor)
             if page:
-                cursor = page[-1].id
+                cursor = end = page[-1].id
                 await replay(compact(self.job_id, page))
                 if page[-1].type == "done":
                     return
-            if len(page) < PAGE and self._go_live(cursor, follower):
+            else:  # a cursor may be ahead of the log: the feed of all must not begin there
+                end = cursor and await last_id(self._hub.commands, self.job_id)
+            if len(page) < PAGE and self._go_live(cursor, end, follower):
                 return
+            if not page:
+                await asyncio.sleep(REREAD)
 
-    def _go_live(self, cursor: EventId | None, follower: Follower) -> bool:
-        """Without waiting, so that no event comes between: hand over what came meanwhile, and listen."""
+    def _go_live(self, cursor: EventId | None, end: EventId | None, follower: Follower) -> bool:
+        """Without waiting, so that no event comes between: hand over what came meanwhile, and listen.
+
+        :param end: where the log ends, as far as it has been read.
+        """
         missed: list[Entry] = []
         if self._last is not None and (cursor is None or self._last > cursor):
             missed = [e for e in self._tail if cursor is None or e.id > cursor]
             first = missed[0].id if missed else None
             if first is None or not (first == EventId(1, 0) if cursor is None else follows(cursor, first)):
                 return False
-        elif not self._followers:
-            self._last = cursor
+        elif self._last is None and not self._followers:
+            self._last = cursor and end and min(cursor, end)
         self._followers[follower] = cursor
         for entry in missed:
             follower.live(entry)
@@ -116,6 +126,8 @@ class Feed:
             entry = Entry.of(data)
         except ValueError:
             return  # somebody else published on our channel
+        if not data.startswith(self._beginning):
+            return
         if self._repair is not None:
             self._pending.append(entry)
         elif self._last is None or follows(self._last, entry.id):

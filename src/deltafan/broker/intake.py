@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 from deltafan.broker.connections import Connections, redis_errors
 from deltafan.broker.keys import GROUP, TAKEOVER, Partition, raw_job_id
 from deltafan.broker.scripts import TAKE
+from deltafan.errors import ConfigurationError
 from deltafan.job import JOB_ID, PRIORITIES
 
 
@@ -63,6 +64,7 @@ class Intake:
     def __init__(self, connections: Connections, worker: str, queues: Sequence[str], partitions: int) -> None:
         self._connections = connections
         self._worker = worker
+        self._turn = 0
         # By partition (one slot each), and in it the streams of all queues in the order of serving.
         self._places = {
             number: [(queue, priority) for priority in (TAKEOVER, *PRIORITIES) for queue in queues]
@@ -73,20 +75,28 @@ class Intake:
         return [Partition(number).queue(queue, priority) for queue, priority in self._places[number]]
 
     async def ensure_groups(self) -> None:
-        """Make the streams and their groups; those that exist stay as they are."""
+        """Make the streams and their groups; those that exist stay as they are.
+
+        :raises ConfigurationError: a stream's key holds something else.
+        """
         for number in self._places:
             for stream in self._streams(number):
                 with redis_errors():
                     try:
                         await self._connections.commands.xgroup_create(stream, GROUP, id="0", mkstream=True)
                     except ResponseError as error:
+                        if str(error).startswith("WRONGTYPE"):
+                            rule = "another program's, as it seems: rename or delete it"
+                            raise ConfigurationError(f"the Redis key {stream} is not a stream but {rule}") from None
                         if not str(error).startswith("BUSYGROUP"):
                             raise
 
     async def take(self, count: int) -> list[Taken]:
         """Read up to `count` waiting entries without waiting, the first priorities first."""
         found: list[Taken] = []
-        for number in self._places:
+        numbers = list(self._places)
+        self._turn = (self._turn + 1) % len(numbers)  # each partition is first in its turn: none is starved
+        for number in numbers[self._turn :] + numbers[: self._turn]:
             if count == len(found):
                 break
             with redis_errors():

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
 from deltafan.broker.connections import redis_errors
 from deltafan.broker.keys import Partition
-from deltafan.broker.status import JobStatus, read_statuses
+from deltafan.broker.status import JobStatus, read_sketches, read_statuses
 from deltafan.errors import FieldError, ValidationError
-from deltafan.job import JOB_STATES
+from deltafan.job import JOB_STATES, partition_of
 
+T = TypeVar("T")
 MAX_LIMIT = 500
 _SCAN = 2000
 """Records looked at for one page. A rare state among many jobs takes several pages, some of them short."""
+_PAGE_BYTES = 4 * 1024 * 1024
+"""Bytes of metadata in one page, which ends before its limit where jobs carry very much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +46,35 @@ async def list_jobs(
     for number in range(partitions):
         found += await _index_page(redis, number, tenant, before)
     found.sort(reverse=True)
-    whole = len(found) <= _SCAN  # else the page ends before the oldest of them
+    whole = len(found) < _SCAN  # else there may be older ones
     found = found[:_SCAN]
-    records: dict[str, JobStatus] = {}
-    for number in range(partitions):
-        ids = [job_id for _, job_id in found if int(job_id.partition("-")[0]) == number]
-        if ids:
-            records |= await read_statuses(redis, number, ids)
-    page: list[JobStatus] = []
-    for place, (created, job_id) in enumerate(found):
-        record = records.get(job_id)
-        if record is not None and (state is None or record.state == state):
-            page.append(record)
-        if len(page) == limit:
-            last = place == len(found) - 1 and whole
-            return JobPage(tuple(page), None if last else f"{created}:{job_id}")
-    if whole and len(found) < _SCAN:
-        return JobPage(tuple(page), None)
-    created, job_id = found[-1]
-    return JobPage(tuple(page), f"{created}:{job_id}")
+    sketches = await _by_partition(read_sketches, redis, [job_id for _, job_id in found])
+    wanted: list[str] = []
+    size, following = 0, None if whole else _cursor(found[-1])
+    for place, (_, job_id) in enumerate(found):
+        sketch = sketches.get(job_id)
+        if sketch is not None and (state is None or sketch.state == state):
+            wanted.append(job_id)
+            size += sketch.metadata_bytes
+        if len(wanted) == limit or size >= _PAGE_BYTES:
+            following = None if whole and place == len(found) - 1 else _cursor(found[place])
+            break
+    records = await _by_partition(read_statuses, redis, wanted)
+    return JobPage(tuple(records[job_id] for job_id in wanted if job_id in records), following)
+
+
+async def _by_partition(
+    read: Callable[[Redis, int, list[str]], Awaitable[Mapping[str, T]]], redis: Redis, ids: list[str]
+) -> dict[str, T]:
+    """One round trip a partition."""
+    found: dict[str, T] = {}
+    for number in sorted({partition_of(job_id) for job_id in ids}):
+        found |= await read(redis, number, [job_id for job_id in ids if partition_of(job_id) == number])
+    return found
+
+
+def _cursor(seen: tuple[int, str]) -> str:
+    return f"{seen[0]}:{seen[1]}"
 
 
 def _parse_cursor(cursor: str | None) -> tuple[int, str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,17 @@ async def read_page(redis: Redis, job_id: str, after: EventId | None, count: int
     return entries
 
 
-async def read_all(redis: Redis, job_id: str, after: EventId | None = None) -> AsyncIterator[list[Entry]]:
+async def last_id(redis: Redis, job_id: str) -> EventId | None:
+    """The id at the log's present end; `None` for no log."""
+    with redis_errors():
+        found: Any = await redis.xrevrange(partition(job_id).log(job_id), count=1)
+    if not found:
+        return None
+    attempt, _, seq = found[0][0].partition(b"-")
+    return EventId(int(attempt), int(seq))
+
+
+async def read_all(redis: Redis, job_id: str, after: EventId | None = None) -> AsyncGenerator[list[Entry], None]:
     """Pages until the log's present end."""
     while True:
         page = await read_page(redis, job_id, after)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from copy import copy
 from contextlib import aclosing
+from copy import copy
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -14,20 +14,20 @@ from deltafan import sse
 from deltafan.broker import enqueue as build
 from deltafan.broker.cancel import CancelOutcome, cancel_job
 from deltafan.broker.connections import Connections, redis_errors
-from deltafan.broker.follow import follow
+from deltafan.broker.follow import CURSOR_AHEAD, follow, reset_frame
 from deltafan.broker.hub import Hub
 from deltafan.broker.keys import partition
 from deltafan.broker.listing import JobPage, list_jobs
 from deltafan.broker.log import Entry
 from deltafan.broker.status import JobStatus, read_status
-from deltafan.errors import JobFailed
+from deltafan.errors import ConflictError, FieldError, JobFailed, JobNotFound, ValidationError
 from deltafan.events import Event, EventId, Usage
 from deltafan.job import JobSpec, parse_spec
 from deltafan.settings import JobLimits, RedisSettings, Retention
 from deltafan.transcript import ToolCall, Transcript
 from deltafan.wire import parse_event_id
 
-
+TENANT_MAX = 64
 SSE_HEARTBEAT = 15.0
 """Seconds: the WHATWG's advice for event streams behind proxies."""
 
@@ -60,6 +60,8 @@ class AsyncJob:
 
     def events(self, after: str | EventId | None = None) -> AsyncGenerator[Event, None]:
         """Iterate the job's events, all or those after an id, live until `done`. Outages of Redis are waited out.
+
+        An id that the job's log does not reach is void: all come.
 
         :raises ValidationError: at once, when `after` is no event id.
         :raises JobNotFound: no such job.
@@ -100,6 +102,9 @@ class AsyncJob:
                     except StopAsyncIteration:
                         return
                     coming = None
+                    if cursor is not None and entry.id <= cursor:
+                        yield reset_frame(self.id, CURSOR_AHEAD)
+                    cursor = None
                     yield sse.encode(entry.data, event=entry.type, id=str(entry.id))
             finally:
                 if coming is not None:
@@ -151,6 +156,13 @@ class AsyncJob:
         return await cancel_job(self._queue.connections.commands, self.id, self._queue.tenant, self._queue.retention)
 
 
+def _tenant(name: str) -> str:
+    """A tenant's name. An empty one must never stand for all of them."""
+    if not (isinstance(name, str) and 1 <= len(name) <= TENANT_MAX and name.isprintable()):
+        raise ValidationError([FieldError("tenant", f"must be 1 to {TENANT_MAX} printable characters")])
+    return name
+
+
 def _cursor(after: str | EventId | None) -> EventId | None:
     return parse_event_id(after) if isinstance(after, str) else after
 
@@ -164,6 +176,7 @@ class AsyncQueue:
 
     :param url: Redis; the environment is not read here (`deltafan.connect` does).
     :param tenant: whose jobs these are; nothing crosses tenants.
+    :raises ValidationError: the tenant is no name.
     """
 
     def __init__(
@@ -175,7 +188,7 @@ class AsyncQueue:
         retention: Retention | None = None,
     ) -> None:
         self.settings = RedisSettings(url=url) if isinstance(url, str) else url
-        self.tenant = tenant
+        self.tenant = _tenant(tenant)
         self.limits = limits or JobLimits()
         self.retention = retention or Retention()
         self.connections = Connections(self.settings)
@@ -200,7 +213,7 @@ class AsyncQueue:
     def for_tenant(self, tenant: str) -> AsyncQueue:
         """The same queue for another tenant, on the same connections; close the first one only."""
         other = copy(self)
-        other.tenant = tenant
+        other.tenant = _tenant(tenant)
         other._parent = self
         return other
 
@@ -235,7 +248,16 @@ class AsyncQueue:
                 answer = await call.script.run(self.connections.commands, call.keys, call.args)
             enqueued = build.outcome(spec, answer)
             if enqueued is not None:
-                return enqueued
+                return enqueued if enqueued.created else await self._first(enqueued.id)
+
+    async def _first(self, job_id: str) -> build.Enqueued:
+        """The job that an idempotency key has made before, as it is now."""
+        try:
+            return build.Enqueued(job_id, (await self.job(job_id).status()).state, created=False)
+        except JobNotFound:
+            raise ConflictError(
+                f"idempotency_key: its job {job_id} has ended and is no longer kept; use another key to run it again"
+            ) from None
 
     def job(self, job_id: str) -> AsyncJob:
         """A handle on a job by its id.

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 Arg = str | bytes | int | float
 
@@ -87,5 +87,8 @@ async def run_all(redis: Redis, calls: Sequence[Call]) -> list[Any]:
     for place, answer in enumerate(answers):
         if isinstance(answer, NoScriptError):
             call = calls[place]
-            answers[place] = await call.script.run(redis, call.keys, call.args)
+            try:
+                answers[place] = await call.script.run(redis, call.keys, call.args)
+            except RedisError as error:
+                answers[place] = error
     return answers

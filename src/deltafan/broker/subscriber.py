@@ -17,7 +17,6 @@ from typing import Any, Self
 
 from redis.asyncio import Connection
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deltafan.broker.connections import Connections
 from deltafan.errors import BrokerUnavailable
@@ -120,11 +119,10 @@ class Subscriber:
 
     async def _read(self, connection: Connection) -> None:
         while True:
-            try:
-                reply = await connection.read_response(timeout=self._interval, disconnect_on_error=False)
-            except RedisTimeoutError:
-                if self._pinged or any(self._awaited.values()):
-                    raise
+            reply = await connection.read_response(timeout=self._interval, disconnect_on_error=False)
+            if reply is None:  # nothing came in time
+                if self._pinged or self._awaited:
+                    raise TimeoutError("the subscription connection does not answer")
                 self._pinged = True
                 await self._send("PING")
                 continue
@@ -140,10 +138,11 @@ class Subscriber:
             if entry is not None and entry.confirmed.is_set():
                 entry.on_message(data)
         elif kind == b"subscribe":
-            left = self._awaited[name] = self._awaited.get(name, 1) - 1
-            if left > 0 or entry is None:  # of a subscription that was given up and taken again meanwhile
+            left = self._awaited.pop(name, 1) - 1
+            if left > 0:  # of a subscription that was given up and taken again meanwhile
+                self._awaited[name] = left
+            if left > 0 or entry is None:
                 return
-            del self._awaited[name]
             entry.confirmed.set()
             if entry.was_live:
                 entry.on_gap()

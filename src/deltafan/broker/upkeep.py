@@ -84,7 +84,7 @@ async def _silent(redis: Redis, keys: Partition, stream: str) -> list[str]:
             consumers: Any = await redis.xinfo_consumers(stream, GROUP)
     except ResponseError:
         return []  # no such stream or group yet
-    names = [consumer["name"].decode() for consumer in consumers]
+    names = [consumer["name"].decode("utf-8", "replace") for consumer in consumers]
     if not names:
         return []
     pipe = redis.pipeline(transaction=False)
@@ -146,7 +146,7 @@ async def promote(redis: Redis, number: int, queue: str) -> float | None:
     with redis_errors():
         now = await _now_ms(redis)
         due: Any = await redis.zrangebyscore(keys.delayed(queue), "-inf", now, start=0, num=BATCH)
-        ids = [member.decode() for member in due]
+        ids = _job_ids(due)
         pipe = redis.pipeline(transaction=False)
         for job_id in ids:
             pipe.hmget(keys.job(job_id), ["priority", "model"])
@@ -155,9 +155,9 @@ async def promote(redis: Redis, number: int, queue: str) -> float | None:
             Call(
                 PROMOTE,
                 (keys.job(job_id), keys.delayed(queue), keys.queue(queue, (row[0] or b"normal").decode())),
-                (job_id, row[1] or b""),
+                (member, row[1] or b""),
             )
-            for job_id, row in zip(ids, rows, strict=True)
+            for member, job_id, row in zip(due, ids, rows, strict=True)
         ]
         if calls:
             await run_all(redis, calls)
@@ -171,7 +171,7 @@ async def expire(redis: Redis, number: int, queue: str, retention: Retention) ->
     with redis_errors():
         now = await _now_ms(redis)
         late: Any = await redis.zrangebyscore(keys.deadlines(queue), "-inf", now, start=0, num=BATCH)
-        ids = [member.decode() for member in late]
+        ids = _job_ids(late)
         pipe = redis.pipeline(transaction=False)
         for job_id in ids:
             pipe.hget(keys.job(job_id), "stream")
@@ -188,9 +188,9 @@ async def expire(redis: Redis, number: int, queue: str, retention: Retention) ->
                     keys.deadlines(queue),
                     keys.expiries,
                 ),
-                (job_id, GROUP, retention.retention),
+                (member, GROUP, retention.retention),
             )
-            for job_id, stream in zip(ids, streams, strict=True)
+            for member, job_id, stream in zip(late, ids, streams, strict=True)
         ]
         answers = await run_all(redis, calls) if calls else []
     return answers.count(b"expired")
@@ -205,11 +205,16 @@ async def sweep(redis: Redis, number: int) -> int:
             return 0
         pipe = redis.pipeline(transaction=False)
         for member in gone:
-            tenant, _, job_id = member.decode().rpartition(" ")
+            tenant, _, job_id = member.decode("utf-8", "replace").rpartition(" ")
             pipe.zrem(keys.index(tenant), job_id)
             pipe.zrem(keys.expiries, member)
         await pipe.execute()
     return len(gone)
+
+
+def _job_ids(members: list[bytes]) -> list[str]:
+    """What a sorted set names. What no enqueue of ours put there names no job, and is taken out like a stale one."""
+    return [member.decode("utf-8", "replace") for member in members]
 
 
 async def _now_ms(redis: Redis) -> int:

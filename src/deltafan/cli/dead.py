@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -15,12 +16,19 @@ from deltafan.cli.jobs import age
 from deltafan.cli.output import fail, note, out, print_json, printable, run, wrong
 from deltafan.errors import DeltafanError
 from deltafan.queues import AsyncQueue
-from deltafan.settings import JobLimits, RedisSettings
+from deltafan.settings import QUEUE_NAME, JobLimits, RedisSettings
 
 app = new_app(subcommands="Look at jobs that failed for good, run them again, or forget them.")
 COMMANDS = {"dead": app}
 
-Queue = Annotated[str, typer.Option(help="The queue they are of.")]
+
+def _queue_name(text: str) -> str:
+    if not re.fullmatch(QUEUE_NAME, text):
+        raise typer.BadParameter("is no name of a queue: lower case letters, digits, - and _")
+    return text
+
+
+Queue = Annotated[str, typer.Option(help="The queue they are of.", callback=_queue_name)]
 Job = Annotated[str | None, typer.Argument(metavar="[JOB]", help="The dead job's id.", show_default=False)]
 All = Annotated[bool, typer.Option("--all", help="All of the queue.")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -169,7 +170,8 @@ def _spec(
 
 def _messages(source: str, limits: JobLimits) -> Any:
     try:
-        raw = sys.stdin.buffer.read(limits.max_bytes + 1) if source == "-" else Path(source).read_bytes()
+        with nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb") as file:
+            raw = file.read(limits.max_bytes + 1)
     except OSError as error:
         raise wrong("messages", f"{source} cannot be read: {error.strerror}") from None
     if len(raw) > limits.max_bytes:

@@ -170,6 +170,7 @@ def _needed(record: str, log: str, delayed: str, channel: str) -> Iterator[tuple
     yield "HINCRBY", record, "n", 1
     yield "HGET", record, "state"
     yield "HMGET", record, "state"
+    yield "HSTRLEN", record, "metadata"
     yield "EXISTS", record
     yield "XADD", log, "1-1", "e", "doctor"
     yield "PEXPIRE", log, _SCRATCH_SECONDS * 1000

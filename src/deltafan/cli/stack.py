@@ -79,7 +79,7 @@ async def stack(configuration: Configuration, variables: Mapping[str, str]) -> A
         else:
             name = configuration.llm.default_provider
             own = configuration.llm.providers.get(name)
-            provider_url = (own and own.base_url) or provider_facts(name).base_url or name
+            provider_url = redacted((own and own.base_url) or provider_facts(name).base_url or "(no address)")
         worker = await opened.enter_async_context(Child(["worker"], environment))
         relay = await opened.enter_async_context(Child(["relay"], environment))
         said = await relay.ready()

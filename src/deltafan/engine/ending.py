@@ -17,7 +17,7 @@ from deltafan.broker.scripts import Arg
 from deltafan.engine.joblog import JobLog
 from deltafan.engine.outcome import Completed, Failed, Outcome, Stopped, retry_wait
 from deltafan.engine.services import Services
-from deltafan.errors import BrokerUnavailable
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.events import Done, Error, Event, EventId, FinishReason, Usage
 from deltafan.job import JobState
 from deltafan.llm.usage import add
@@ -58,14 +58,15 @@ class Ending:
         self._log = log
         self._fanout = fanout
         self._timings = dict(timings)
+        self._total = Usage()
 
     async def carry_out(self, outcome: Outcome, earlier: Usage | None) -> None:
         """:param earlier: the usage of attempts before this one."""
-        total = outcome.usage if earlier is None else add(earlier, outcome.usage)
+        total = self._total = outcome.usage if earlier is None else add(earlier, outcome.usage)
         match outcome:
-            case Stopped(reason="fenced" | "gone"):
+            case Stopped(reason="fenced" | "gone" | "refused"):  # refused: the worker's next look charges it a failure
                 self._log.close()
-            case Stopped(reason="drain" | "lost_tail" | "refused"):
+            case Stopped(reason="drain" | "lost_tail"):
                 await self._release(await self._log.seal(), outcome.usage, total)
             case Failed() if self._retries(outcome):
                 await self._retry(await self._log.seal(), outcome, total)
@@ -156,7 +157,7 @@ class Ending:
             return status
         call = self._log.backfill(last)
         if call is None:
-            await self._claims.release(self._claim, self._claim.usage)
+            await self._claims.release(self._claim, orjson.dumps(payload(self._total)))
             return "fenced"
         answer = await call.script.run(self._redis, call.keys, call.args)
         return "again" if answer[0] in (b"appended", b"duplicate", b"gap") else "fenced"
@@ -168,7 +169,7 @@ class Ending:
             try:
                 with redis_errors():
                     return await action()
-            except BrokerUnavailable as error:
+            except (BrokerUnavailable, ConfigurationError) as error:  # an operator may mend either while we wait
                 self._services.hook(
                     Signal("ending.waiting", "warning", {"job": self._claim.job_id, "error": str(error)[:200]})
                 )

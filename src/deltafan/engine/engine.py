@@ -8,6 +8,7 @@ import random
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from deltafan.broker import upkeep
@@ -84,7 +85,7 @@ class Engine:
                 group.create_task(loop, name=f"deltafan-{name}")
                 for name, loop in (
                     ("heartbeat", self._every(self._settings.lease / BEATS_PER_LEASE, self._beat)),
-                    ("upkeep", self._every(self._settings.reap_interval, self._upkeep)),
+                    ("upkeep", self._every(self._settings.reap_interval, partial(self._upkeep, group))),
                     ("promote", self._promote()),
                 )
             ]
@@ -118,10 +119,8 @@ class Engine:
             await asyncio.sleep(random.uniform(0.8, 1.0) * seconds)  # noqa: S311 - jitter, not a secret
             try:
                 await action()
-            except BrokerUnavailable as error:
-                self._signal("redis.unavailable", "warning", error=str(error)[:200])
             except Exception as error:  # a key of another type, say; the jobs that run have nothing to do with it
-                self._signal("upkeep.failed", "error", error=repr(error)[:500])
+                self._refused("upkeep", error)
 
     # Taking and running
 
@@ -137,8 +136,8 @@ class Engine:
                 if loop.time() - self._beaten > self._settings.lease:
                     await self._beat()  # we slept past our lease: what we took now would be reaped at once
                 batch = self._held[:free] or await self._intake.take(free) or await self._intake.wait(BLOCK)
-            except BrokerUnavailable as error:
-                self._signal("redis.unavailable", "warning", error=str(error)[:200])
+            except Exception as error:  # an outage, or a key that somebody gave another type: running jobs go on
+                self._refused("taking", error)
                 await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
                 continue
             if self._held:
@@ -215,7 +214,7 @@ class Engine:
             if job_id in self._runs:
                 self._runs[job_id].stop("cancelled")
 
-    async def _upkeep(self) -> None:
+    async def _upkeep(self, group: asyncio.TaskGroup) -> None:
         redis, retention = self._connections.commands, self._services.retention
         for number in range(self._partitions):
             for queue in self._settings.queues:
@@ -224,31 +223,35 @@ class Engine:
                     self._signal("jobs.reaped", "warning", queue=queue, moved=reaped.moved, ended=reaped.ended)
                 await upkeep.expire(redis, number, queue, retention)
             await upkeep.sweep(redis, number)
-        await self._recover()
+        await self._recover(group)
 
-    async def _recover(self) -> None:
+    async def _recover(self, group: asyncio.TaskGroup) -> None:
         """Find entries that Redis counts as ours and that never reached us: their reply was lost on the way."""
         if self._stopping.is_set():
             return
         known = self._entries | {(taken.stream, taken.entry) for taken in self._held}
         strays = [t for t in await self._intake.pending() if (t.stream, t.entry) not in known]
         # Twice in a row, because an entry may have been on its way to us when we looked.
-        self._held.extend(t for t in strays if (t.stream, t.entry) in self._suspects)
-        self._suspects = {(t.stream, t.entry) for t in strays} - {(t.stream, t.entry) for t in self._held}
-        if self._held:
-            self._freed.set()
+        lost = [t for t in strays if (t.stream, t.entry) in self._suspects]
+        self._suspects = {(t.stream, t.entry) for t in strays} - {(t.stream, t.entry) for t in lost}
+        for taken in lost:
+            if len(self._tasks) < self._settings.concurrency and not self._stopping.is_set():
+                self._start_job(group, taken)  # here, because the taker may be waiting for other work
+            else:
+                self._held.append(taken)
 
     async def _promote(self) -> None:
         while True:
             following: float | None = None
-            try:
-                for number in range(self._partitions):
-                    for queue in self._settings.queues:
+            for number in range(self._partitions):
+                for queue in self._settings.queues:
+                    try:
                         due = await upkeep.promote(self._connections.commands, number, queue)
-                        if due is not None:
-                            following = due if following is None else min(due, following)
-            except BrokerUnavailable as error:
-                self._signal("redis.unavailable", "warning", error=str(error)[:200])
+                    except Exception as error:
+                        self._refused("promoting", error)
+                        continue
+                    if due is not None:
+                        following = due if following is None else min(due, following)
             self._promote_soon.clear()
             try:
                 async with asyncio.timeout(max(0.005, min(PROMOTE_INTERVAL, following or PROMOTE_INTERVAL))):
@@ -287,6 +290,13 @@ class Engine:
                     await upkeep.reap(redis, number, queue, self._settings, self._services.retention)
         except BrokerUnavailable as error:
             self._signal("redis.unavailable", "warning", error=str(error)[:200])
+
+    def _refused(self, what: str, error: Exception) -> None:
+        """Redis did not do what this worker asked for; it is asked again."""
+        if isinstance(error, BrokerUnavailable):
+            self._signal("redis.unavailable", "warning", error=str(error)[:200])
+        else:
+            self._signal(f"{what}.failed", "error", error=repr(error)[:500])
 
     def _signal(self, name: str, level: Any = "info", **fields: Any) -> None:
         self._services.hook(Signal(name, level, {"worker": self.worker} | fields))

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from deltafan.broker.connections import is_transient, redis_errors
 from deltafan.broker.scripts import Call, run_all
 from deltafan.engine.joblog import JobLog
-from deltafan.errors import BrokerUnavailable
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.telemetry.hooks import Hook, Signal
 
 MAX_CALLS = 512
@@ -59,9 +59,18 @@ class Flusher:
             if not self._dirty:
                 self._news.clear()
             now = asyncio.get_running_loop().time()
-            batch = [(log, call) for log in logs if (call := log.next_call(now)) is not None]
+            batch = [(log, call) for log in logs if (call := self._next_call(log, now)) is not None]
             while batch:
                 batch = await self._send(batch)
+
+    def _next_call(self, log: JobLog, now: float) -> Call | None:
+        """What cannot be encoded ends its own job: every other one writes through this task, too."""
+        try:
+            return log.next_call(now)
+        except Exception as error:
+            self._hook(Signal("append.failed", "error", {"error": repr(error)[:200], "job": log.claim.job_id}))
+            log.refused(error)
+            return None
 
     async def _send(self, batch: list[tuple[JobLog, Call]]) -> list[tuple[JobLog, Call]]:
         """One round trip. Gives what is to be sent next: backfills, and calls that failed in a way that may pass."""
@@ -94,7 +103,7 @@ class Flusher:
             try:
                 with redis_errors():
                     return await run_all(self._redis, calls)
-            except BrokerUnavailable as error:
+            except (BrokerUnavailable, ConfigurationError) as error:  # an operator may mend either while we wait
                 self._hook(Signal("append.waiting", "warning", {"error": str(error)[:200], "jobs": len(calls)}))
                 await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, not a secret
                 wait = min(wait * 2, _RETRY_MAX)

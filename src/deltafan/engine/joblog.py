@@ -22,6 +22,19 @@ RENEW = 3600.0
 """Seconds between renewals of the log's idle expiry."""
 MAX_BATCH = 256
 """Events of one append."""
+EVENT_CHARS = 32
+"""What an event counts in the buffer besides its output."""
+
+
+def _size(event: Event) -> int:
+    """Characters of output in an event."""
+    match event:
+        case TextDelta() | ReasoningDelta() | RefusalDelta():
+            return len(event.text)
+        case ToolCallDelta():
+            return len(event.arguments) + len(event.name or "")
+        case _:
+            return 0
 
 
 class JobLog:
@@ -73,21 +86,13 @@ class JobLog:
 
     def emit(self, event: Event) -> None:
         """Take an event for the log. Never blocks; see `room`."""
-        match event:
-            case TextDelta():
-                size = len(event.text)
-                if event.choice == 0:
-                    self.chars += size
-            case ReasoningDelta() | RefusalDelta():
-                size = len(event.text)
-            case ToolCallDelta():
-                size = len(event.arguments) + len(event.name or "")
-            case _:
-                size = 0
+        size = _size(event)
+        if isinstance(event, TextDelta) and event.choice == 0:
+            self.chars += size
         self._visible = True
         self.output_chars += size
         self._pending.append(event)
-        self._pending_chars += size + 32
+        self._pending_chars += size + EVENT_CHARS
         if self._pending_chars >= self._buffer_bytes:
             self._room.clear()
         self._idle.clear()
@@ -214,7 +219,7 @@ class JobLog:
         for _, _, data in self._flight:
             self.remember(data)
         landed, self._flight = self._flight, []
-        self._pending_chars = sum(len(getattr(e, "text", "")) + 32 for e in self._pending) if self._pending else 0
+        self._pending_chars = sum(_size(event) + EVENT_CHARS for event in self._pending)
         if self._pending_chars < self._buffer_bytes:
             self._room.set()
         if self.on_appended is not None:

@@ -10,6 +10,8 @@ from deltafan.errors import CompletionError
 from deltafan.events import FinishReason, Usage
 from deltafan.settings import WorkerSettings
 
+MAX_RETRY_AFTER = 86_400.0
+"""Seconds that a provider may have a job wait: a day, the longest period of a rate limit. Some send nonsense."""
 StopReason = Literal["cancelled", "abandoned", "fenced", "gone", "lost_tail", "drain", "refused"]
 
 
@@ -41,9 +43,9 @@ Outcome = Completed | Failed | Stopped
 
 
 def retry_wait(settings: WorkerSettings, failures: int, retry_after: float | None) -> float:
-    """Seconds until the next attempt: exponential with full jitter, and never sooner than the provider asked.
+    """Seconds until the next attempt: exponential with full jitter, and not sooner than the provider asked.
 
     After AWS's "Exponential Backoff And Jitter": uniform from 0 to the bound. The bound is twice the mean wait.
     """
     bound = min(settings.backoff_max, 2 * settings.backoff * 2 ** max(0, failures - 1))
-    return max(random.uniform(0, bound), retry_after or 0.0)  # noqa: S311 - jitter, not a secret
+    return max(random.uniform(0, bound), min(retry_after or 0.0, MAX_RETRY_AFTER))  # noqa: S311 - jitter, not a secret

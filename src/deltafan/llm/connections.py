@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import httpx2
 import openai
 
@@ -10,6 +12,7 @@ from deltafan.llm.providers import Provider
 from deltafan.llm.settings import LLMSettings, ProviderSettings
 
 _KEEPALIVE = 30.0  # seconds; spares the next first token a TLS handshake
+_MAX_ERROR_BODY = 64 * 1024  # the SDK reads the body of an error to its end, wherever that is
 _NO_KEY = "none"  # the SDK insists on a key; keyless servers do not read it
 
 
@@ -65,8 +68,33 @@ class Connections:
             timeout=timeout,
             # Compression would hold tokens back to fill its blocks.
             default_headers={"Accept-Encoding": "identity"},
-            http_client=openai.DefaultAioHttpClient(timeout=timeout, limits=limits),
+            http_client=openai.DefaultAioHttpClient(
+                timeout=timeout, limits=limits, event_hooks={"response": [_bound_error]}
+            ),
         )
         # The SDK takes these from OPENAI_* variables; they are not for every provider to see.
         client.organization = client.project = client.admin_api_key = None
         return client
+
+
+async def _bound_error(response: httpx2.Response) -> None:
+    if response.is_error and isinstance(response.stream, httpx2.AsyncByteStream):
+        response.stream = _Beginning(response.stream)
+
+
+class _Beginning(httpx2.AsyncByteStream):
+    """The first bytes of a body, about `_MAX_ERROR_BODY` of them."""
+
+    def __init__(self, body: httpx2.AsyncByteStream) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = _MAX_ERROR_BODY
+        async for piece in self._body:
+            yield piece
+            left -= len(piece)
+            if left <= 0:
+                return
+
+    async def aclose(self) -> None:
+        await self._body.aclose()

@@ -15,7 +15,7 @@ import orjson
 from deltafan.events import Delta, FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from deltafan.llm.failures import malformed
 from deltafan.llm.finish import finish_reason
-from deltafan.llm.toolcalls import ToolCalls
+from deltafan.llm.toolcalls import MAX_INDEX, ToolCalls
 
 _REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 
@@ -112,7 +112,7 @@ class ChunkDecoder:
         index = choice.get("index")
         if index is None:
             index = position
-        elif type(index) is not int or index < 0:
+        elif type(index) is not int or not 0 <= index <= MAX_INDEX:
             raise malformed("a choice's `index` is not a whole number")
         if index not in self._finish:
             self._finish[index] = None

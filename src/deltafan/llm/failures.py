@@ -25,7 +25,10 @@ _SECRETS = re.compile(
     r"|(?<=[?&]key=)[^&\s]+|(?<=api_key=)[^&\s]+",
     re.IGNORECASE,
 )
-_MARKUP = re.compile(r"<(?:script|style)\b.*?</(?:script|style)>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+# What is not closed goes to the end of the text: looking for its end again and again would take for ever.
+_MARKUP = re.compile(r"<(?:script|style)\b.*?(?:</(?:script|style)>|\Z)|<[^>]*(?:>|\Z)", re.IGNORECASE | re.DOTALL)
+_LOOKED_AT = 8192
+"""Characters of a message that are looked at. A provider may send megabytes, and some patterns take long over them."""
 
 _CODE_WORDS: dict[str, str] = {
     "authentication": "invalid_api_key authentication_error invalid_authentication unauthenticated unauthorized",
@@ -96,7 +99,7 @@ def redact(text: str, secret: str = "") -> str:
     """The text on one line, without keys, no longer than `MAX_MESSAGE` characters."""
     if secret:
         text = text.replace(secret, "[redacted]")
-    text = " ".join(_SECRETS.sub("[redacted]", text).split())
+    text = " ".join(_SECRETS.sub("[redacted]", text[:_LOOKED_AT]).split())
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
@@ -109,7 +112,7 @@ def from_body(
     message = _message(error)
     if status is None and isinstance(error, dict):
         status = _status(error)
-    code = _classify(words, message, status)
+    code = _classify(words, message[:_LOOKED_AT], status)
     if not message:
         message = f"the provider answered {status}" if status else "the provider sent an error without a message"
     wait = retry_after(headers) if headers else None

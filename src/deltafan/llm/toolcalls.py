@@ -10,6 +10,9 @@ import orjson
 from deltafan.events import ToolCallDelta
 from deltafan.llm.failures import malformed
 
+MAX_INDEX = 2**31 - 1
+"""What every reader's integers hold. A larger number of a choice or a call is none."""
+
 
 @dataclass(slots=True)
 class _Call:
@@ -68,7 +71,7 @@ class ToolCalls:
 
     def _index(self, given: Any, call_id: str, name: str) -> int:
         """Which call the piece belongs to: by its id, if that is known; by its number, unless it must be a new call."""
-        if given is not None and (type(given) is not int or given < 0):
+        if given is not None and (type(given) is not int or not 0 <= given <= MAX_INDEX):
             raise malformed("a tool call's `index` is not a whole number")
         if call_id:
             for index, call in self._calls.items():
@@ -94,4 +97,7 @@ def _word(value: Any) -> str:
 def _arguments(value: Any) -> str:
     if type(value) is str:
         return value
-    return "" if value is None else orjson.dumps(value).decode()
+    try:
+        return "" if value is None else orjson.dumps(value).decode()
+    except TypeError as error:  # deeper than it goes, or a number that is too large
+        raise malformed(f"a tool call's arguments are not JSON: {error}") from None

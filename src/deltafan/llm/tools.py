@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic import ValidationError as PydanticError
 
-from deltafan.errors import ConfigurationError
+from deltafan.errors import CompletionError, ConfigurationError
 from deltafan.events import Done, Event, ToolResult, Usage
 from deltafan.llm.request import Request
 from deltafan.llm.seam import Completions
@@ -25,6 +26,8 @@ MAX_ITERATIONS = 10
 MAX_RESULT = 64 * 1024
 """Bytes of a result, as JSON, that go to the model and to subscribers."""
 _MAX_ERROR = 500
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What chat completions take as a function's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +57,34 @@ class Tool:
 def tool(func: Callable[..., Any], *, name: str | None = None, timeout: float = 30.0) -> Tool:
     """Make a tool of a typed function: its name, its docstring and its annotated parameters.
 
-    :raises ConfigurationError: a parameter has no annotation, or no schema follows from it.
+    :raises ConfigurationError: no model could call the name, a parameter has no annotation or no name, or no schema
+        follows from it.
     """
-    name = name or func.__name__
+    name = name or str(getattr(func, "__name__", type(func).__name__))
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"tool {name}: give a name of 1 to 64 letters, digits, _ or -")
     fields: dict[str, Any] = {}
-    signature = inspect.signature(func, eval_str=True)
+    try:
+        signature = inspect.signature(func, eval_str=True)
+    except (NameError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"tool {name}: its parameters cannot be read: {error}") from None
     for parameter in signature.parameters.values():
-        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if parameter.annotation is parameter.empty or variadic:
-            raise ConfigurationError(f"tool {name}: parameter {parameter.name!r} needs a type annotation of its own")
+        by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if parameter.annotation is parameter.empty or not by_name:
+            raise ConfigurationError(
+                f"tool {name}: parameter {parameter.name!r} needs a type annotation, and to be given by name"
+            )
+        if parameter.name.startswith("_"):  # a model's private attribute, of which no schema tells
+            raise ConfigurationError(f"tool {name}: parameter {parameter.name!r} must not begin with _")
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (parameter.annotation, default)
     try:
         model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
         parameters = model.model_json_schema()
     except Exception as error:  # pydantic raises several kinds for types it cannot describe
-        raise ConfigurationError(f"tool {name}: no schema for its parameters: {error}") from None
+        raise ConfigurationError(
+            f"tool {name}: no schema for its parameters: {str(error).partition(chr(10))[0]}"
+        ) from None
     parameters.pop("title", None)
     return Tool(name, inspect.getdoc(func) or "", parameters, func, timeout, model)
 
@@ -89,8 +104,11 @@ class ToolLoop:
 
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """See `Completions.stream`."""
-        theirs = list(request.params.get("tools") or [])
-        foreign = {t.get("function", {}).get("name") for t in theirs if isinstance(t, Mapping)}
+        theirs = request.params.get("tools") or []
+        if not isinstance(theirs, list | tuple):
+            raise CompletionError("bad_request", "params.tools: must be a list")
+        functions = [t.get("function") for t in theirs if isinstance(t, Mapping)]
+        foreign = [f.get("name") for f in functions if isinstance(f, Mapping)]
         params = {**request.params, "tools": [*theirs, *(t.schema() for t in self._tools.values())]}
         request = replace(request, params=params)
         used: Usage | None = None
@@ -123,33 +141,48 @@ class ToolLoop:
         call_id = call.id or f"call_{call.index}"
         tool = self._tools.get(call.name)
         if tool is None:
-            return ToolResult(call_id, call.name, error=f"there is no tool {call.name!r}")
+            return _failed(call_id, call.name, f"there is no tool {call.name!r}")
         try:
             arguments = orjson.loads(call.arguments or "{}")
             if not isinstance(arguments, dict):
-                raise TypeError("the arguments must be a JSON object")
+                return _failed(call_id, call.name, "the arguments must be a JSON object")
             if tool.arguments is not None:
                 model = tool.arguments.model_validate(arguments)
                 arguments = {name: getattr(model, name) for name in tool.arguments.model_fields}
-            async with asyncio.timeout(tool.timeout):
-                result = await _run(tool.func, arguments)
-            encoded = orjson.dumps(result, default=str)
-        except TimeoutError:
-            return ToolResult(call_id, call.name, error=f"the tool took longer than {tool.timeout:g} s")
+        except orjson.JSONDecodeError as error:
+            return _failed(call_id, call.name, f"the arguments are not JSON: {error}")
         except PydanticError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-            return ToolResult(call_id, call.name, error=f"wrong arguments: {problems}"[:_MAX_ERROR])
+            return _failed(call_id, call.name, f"wrong arguments: {problems}")
+        except Exception as error:  # a validator that an operator wrote may raise anything
+            return _failed(call_id, call.name, f"{type(error).__name__}: {error}")
+        limit = asyncio.timeout(tool.timeout)
+        try:
+            async with limit:
+                result = await _run(tool.func, arguments)
+            encoded = orjson.dumps({"result": result}, default=str)  # as deep as the event will be: depth has a limit
         except Exception as error:  # a user's function may raise anything; the model is told, without a traceback
-            return ToolResult(call_id, call.name, error=f"{type(error).__name__}: {error}"[:_MAX_ERROR])
+            if limit.expired() and isinstance(error, TimeoutError):
+                return _failed(call_id, call.name, f"the tool took longer than {tool.timeout:g} s")
+            return _failed(call_id, call.name, f"{type(error).__name__}: {error}")
         if len(encoded) > MAX_RESULT:
-            return ToolResult(call_id, call.name, error=f"the result is {len(encoded):,} bytes; at most {MAX_RESULT:,}")
-        return ToolResult(call_id, call.name, result=orjson.loads(encoded))
+            return _failed(
+                call_id, call.name, f"the result is {len(encoded):,} bytes; at most {MAX_RESULT:,} are taken"
+            )
+        return ToolResult(call_id, call.name, result=orjson.loads(encoded)["result"])
 
 
 async def _run(func: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     if inspect.iscoroutinefunction(func):
         return await func(**arguments)
-    return await asyncio.to_thread(func, **arguments)
+    result = await asyncio.to_thread(func, **arguments)
+    # Of an object whose `__call__` is a coroutine function.
+    return await result if inspect.isawaitable(result) else result
+
+
+def _failed(call_id: str, name: str, problem: str) -> ToolResult:
+    """What the model and the subscribers are told; UTF-8 must be able to carry it."""
+    return ToolResult(call_id, name, error=problem.encode("utf-8", "replace").decode()[:_MAX_ERROR])
 
 
 def _assistant(turn: Transcript) -> dict[str, Any]:

@@ -11,23 +11,20 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from deltafan.broker.connections import redis_errors
+from deltafan.broker.follow import CURSOR_AHEAD, is_ahead, log_end, reset_frame
 from deltafan.broker.hub import Hub
 from deltafan.broker.keys import partition
-from deltafan.broker.log import Entry, compact, read_all
 from deltafan.broker.queue import AsyncQueue
 from deltafan.broker.status import JobStatus
 from deltafan.errors import BrokerUnavailable, LogExpired, ValidationError
 from deltafan.events import EventId
-from deltafan.relay.answers import Refusal, answer
+from deltafan.relay.answers import Refusal
 from deltafan.relay.client import SseClient, watch_connection
 from deltafan.relay.context import STREAMS, job_of, queue_of
-from deltafan.relay.frames import reset_frame
+from deltafan.relay.snapshot import snapshot
 from deltafan.relay.streams import Streams
 from deltafan.sse import retry
-from deltafan.wire import dumps, parse_event_id
-
-CURSOR_AHEAD = "cursor_ahead"
-"""Why a cursor is void: the job's log does not reach that far, so it is of another log, or Redis lost the tail."""
+from deltafan.wire import parse_event_id
 
 _RETRY_MIN, _RETRY_MAX = 0.1, 2.0
 _HEARTBEATS_LOST = 3
@@ -53,13 +50,13 @@ async def events(request: web.Request) -> web.StreamResponse:
     queue = queue_of(request)
     status = await job_of(request).status()
     start = _start(status, cursor)
-    snapshot = _wants_snapshot(request)
+    whole = _wants_snapshot(request)
     if status.has_ended:
-        if not snapshot and cursor is not None and cursor == _last(status):
+        if not whole and cursor is not None and cursor == log_end(status):
             return web.Response(status=204)
         await _check_log(queue, status.id)
-    if snapshot:
-        return await _snapshot(queue, status, start)
+    if whole:
+        return await snapshot(request, queue, status, start.after, start.reset)
     with request.app[STREAMS].place():
         return await _stream(request, queue, status.id, start)
 
@@ -78,17 +75,8 @@ def _cursor(request: web.Request) -> EventId | None:
     return None
 
 
-def _last(status: JobStatus) -> EventId | None:
-    """The log's last id; `None` when there is none yet, or when the log is being made anew after a loss."""
-    try:
-        return parse_event_id(status.last_id or "")
-    except ValidationError:
-        return None
-
-
 def _start(status: JobStatus, cursor: EventId | None) -> Start:
-    last = _last(status)
-    ahead = cursor is not None and (status.attempt == 0 or (last is not None and cursor > last))
+    ahead = cursor is not None and is_ahead(status, cursor)
     return Start(None, CURSOR_AHEAD) if ahead else Start(cursor, None)
 
 
@@ -102,19 +90,6 @@ async def _check_log(queue: AsyncQueue, job_id: str) -> None:
     with redis_errors():
         if not await queue.connections.commands.exists(partition(job_id).log(job_id)):
             raise LogExpired(job_id)
-
-
-async def _snapshot(queue: AsyncQueue, status: JobStatus, start: Start) -> web.Response:
-    """All events so far. The state was read before them: one that has ended means that they are complete."""
-    entries: list[Entry] = []
-    async for page in read_all(queue.connections.commands, status.id, start.after):
-        entries += page
-    last = entries[-1].id if entries else start.after
-    head = {"job": status.id, "state": status.state, "last_id": None if last is None else str(last)}
-    if start.reset:
-        head["reset"] = start.reset
-    found = b",".join(entry.data for entry in compact(status.id, entries))
-    return answer(b'%b,"events":[%b]}' % (dumps(head)[:-1], found))
 
 
 async def _stream(request: web.Request, queue: AsyncQueue, job_id: str, start: Start) -> web.StreamResponse:

@@ -29,8 +29,3 @@ def event_chunk(entry: Entry) -> bytes:
 def heartbeat_chunk(now_ms: int) -> bytes:
     """A real event, so that a page can tell silence from death. No id: it must not move the reader's cursor."""
     return chunked(encode(dumps({"v": VERSION, "type": "heartbeat", "time": now_ms}), event="heartbeat"))
-
-
-def reset_frame(job_id: str, reason: str) -> bytes:
-    """Says that the reader's cursor is void, and that everything follows from the start."""
-    return encode(dumps({"v": VERSION, "job": job_id, "type": "reset", "reason": reason}), event="reset")

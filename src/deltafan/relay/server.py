@@ -56,7 +56,7 @@ async def serve(
     try:
         try:
             await web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG).start()
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigurationError(f"the relay cannot listen on {settings.host}:{settings.port}: {reason}") from None
         name = _WILDCARDS.get(settings.host, settings.host)

@@ -21,6 +21,8 @@ from deltafan.telemetry.hooks import Hook, Signal
 BUFFER = 2048
 """Events that wait for a slow sink. Beyond it they are read from the log again."""
 _RETRY_MIN, _RETRY_MAX = 0.1, 5.0
+_CLOSE_SECONDS = 5.0
+"""How long a sink that has its `done` may take to close."""
 
 CatchUp = Callable[[EventId | None], Awaitable[Sequence[Event]]]
 """Reads what follows an id from the job's log: a page, empty at the end."""
@@ -56,6 +58,8 @@ class SinkRunner:
         self._news.set()
 
     async def stop(self) -> None:
+        if self.complete.is_set():  # it is closing by itself
+            await asyncio.wait({self._task}, timeout=_CLOSE_SECONDS)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -110,7 +114,8 @@ class SinkRunner:
                 return list(page)
         batch = [event for event in self._buffer if event.id is not None and self._is_new(event.id)]
         self._buffer.clear()
-        self._news.clear()
+        if not self._behind:  # it may have overflowed while the log was read
+            self._news.clear()
         return list(coalesce(batch))
 
     def _is_new(self, event_id: EventId) -> bool:

@@ -4,10 +4,11 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltafan.broker.follow import reset_frame
 from deltafan.broker.log import Entry
 from deltafan.events import EventId, TextDelta
 from deltafan.relay.client import REPLAY_BYTES, _pieces
-from deltafan.relay.frames import bare, chunked, event_chunk, heartbeat_chunk, reset_frame
+from deltafan.relay.frames import bare, chunked, event_chunk, heartbeat_chunk
 from deltafan.sse import Decoder
 from deltafan.wire import encode
 

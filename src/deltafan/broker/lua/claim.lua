@@ -5,25 +5,28 @@
 -- Gives {run, attempt, spec, failures, usage, fresh | restart | continued, created, now, tenant, meta event, cancel,
 --         usage lost, characters of the text that goes on}
 --     | {ended, state}  the log is whole: deliver what is missing, acknowledge
---     | {stale}         the job has another place in the queue, or no record: acknowledged
+--     | {stale}         another worker runs it; or it has another place in the queue, or no record: acknowledged
 local k = {job = KEYS[1], log = KEYS[2], live = KEYS[3], expiries = KEYS[6]}
 local id, entry, worker, group = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local h = read_job(k.job)
 local now = now_ms()
+local BROKE_OFF = 'the attempt broke off in its worker'
 
 if not h or h.entry ~= entry or h.stream ~= KEYS[4] then
   drop_entry(KEYS[4], group, entry)
   return {'stale'}
 end
-if h.state == 'running' then
-  if h.owner == worker then -- the reply of our first try was lost
-    local meta = redis.call('XRANGE', k.log, h.attempt .. '-0', h.attempt .. '-0')[1] or {'', {'e', ''}}
+if h.state == 'running' and h.owner ~= worker then
+  return {'stale'}
+end
+if h.state == 'running' and h.seq == '0' then -- the reply of our first try was lost
+  local meta = redis.call('XRANGE', k.log, h.attempt .. '-0', h.attempt .. '-0')[1]
+  if meta then
     return {'run', tonumber(h.attempt), h.spec, tonumber(h.failures), h.usage, h.how, h.created, int(now), h.tenant,
       meta[2][2], h.cancel, h.usage_lost, tonumber(h.chars)}
   end
-  return {'stale'}
 end
-if h.state ~= 'queued' then
+if h.state ~= 'queued' and h.state ~= 'running' then
   return {'ended', h.state}
 end
 if h.retention == '' then
@@ -37,6 +40,16 @@ redis.call('ZREM', KEYS[5], id)
 if h.deadline ~= '' and h.attempt == '0' and tonumber(h.deadline) <= now then
   end_unowned(k, id, h, now, 'expired', 'expired', 'expired', 'not started within expires_in')
   return {'ended', 'expired'}
+end
+if h.state == 'running' then -- our own attempt broke off without an end: it has failed, and a new one may follow
+  h.failures, h.usage_lost = int(tonumber(h.failures) + 1), '1'
+  add_error(k.job, '{"attempt":' .. h.attempt .. ',"code":"server_error","message":"' .. BROKE_OFF .. '"}')
+  redis.call('HSET', k.job, 'failures', h.failures, 'usage_lost', '1')
+  if tonumber(h.failures) >= tonumber(h.max_attempts ~= '' and h.max_attempts or ARGV[7]) then
+    end_unowned(k, id, h, now, 'failed', 'error', 'server_error', BROKE_OFF)
+    bury(KEYS[7], k.job, id, now, 'server_error')
+    return {'ended', 'failed'}
+  end
 end
 if h.on_takeover == 'fail' and h.visible == '1' and h.lost ~= '' then
   end_unowned(k, id, h, now, 'failed', 'error', 'worker_lost', 'the worker was lost, and on_takeover is fail')

@@ -48,7 +48,11 @@ local UNKNOWN_USAGE = '"prompt_tokens":null,"completion_tokens":null,"total_toke
 -- h: attempt, seq, chars, created, tenant, meta, channel, retention of the job's hash.
 local function end_unowned(k, id, h, now, state, reason, code, message)
   local attempt, seq = tonumber(h.attempt), tonumber(h.seq)
-  if h.state == 'running' then -- what the lost worker used, nobody can say any more
+  if seq < 0 and attempt > 0 then -- the log was lost, and with it the attempt's beginning
+    seq = 0
+    emit(k.log, k.live, h.channel, id, attempt, 0, meta_body(attempt, '""', h.meta, now, ''))
+  end
+  if h.state == 'running' or h.usage_lost == '1' then -- what the lost worker used, nobody can say any more
     seq = seq + 1
     emit(k.log, k.live, h.channel, id, attempt, seq, '"type":"usage",' .. UNKNOWN_USAGE)
     local known = h.usage ~= '' and string.gsub(h.usage, '"source":"%a+"', '"source":"unknown"') or '{' .. UNKNOWN_USAGE

@@ -4,7 +4,7 @@
 -- ARGV  1 id  2 tenant  3 created ms or ''  4 delay ms or ''  5 run at ms or ''  6 expires in ms or ''
 --       7 idempotency digest or ''  8 idempotency ttl ms  9 queue bound  10 group  11 entry or ''  12 model
 --       13… field, value of the record
--- Gives {status, id, state}: queued | delayed | same (the key's first job) | conflict | taken | full
+-- Gives {status, id}: queued | delayed | same (the key's first job) | conflict | taken | full
 local job, stream, delayed, deadlines, index, idem = unpack(KEYS)
 local id, tenant = ARGV[1], ARGV[2]
 local now = now_ms()
@@ -26,7 +26,8 @@ if entry == '' and redis.call('XLEN', stream) + redis.call('ZCARD', delayed) >= 
   return {'full', id}
 end
 
-local created = ARGV[3] ~= '' and tonumber(ARGV[3]) or now
+-- An entry added by hand may have an id of its own; nothing is made in the future.
+local created = ARGV[3] ~= '' and math.min(tonumber(ARGV[3]), now) or now
 local due = now
 if ARGV[4] ~= '' then due = created + tonumber(ARGV[4]) end
 if ARGV[5] ~= '' then due = tonumber(ARGV[5]) end

@@ -16,7 +16,7 @@ local now = now_ms()
 if h and h.entry == entry and h.stream == stream and h.state == 'running' then
   local failures = tonumber(h.failures) + 1
   add_error(KEYS[4], '{"attempt":' .. h.attempt .. ',"code":"worker_lost","message":'
-    .. cjson.encode('worker ' .. ARGV[3] .. ' stopped sending heartbeats') .. ',"at":' .. int(now) .. '}')
+    .. '"its worker stopped sending heartbeats","at":' .. int(now) .. '}') -- without its name: users read this
   redis.call('HSET', KEYS[4], 'failures', failures, 'usage_lost', '1')
   local k = {job = KEYS[4], log = KEYS[5], live = KEYS[6], expiries = KEYS[7]}
   if h.retention == '' then h.retention = ARGV[8] end

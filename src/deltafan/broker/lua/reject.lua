@@ -2,6 +2,7 @@
 -- before a worker has seen it. Those who follow the id it would have had get an end.
 -- KEYS  1 job  2 log  3 live channel  4 stream  5 index  6 expiries  7 dead
 -- ARGV  1 id  2 entry  3 group  4 the entry's text (cut)  5 reason, or '' for cancelled  6 meta fragment  7 retention s
+--       8 queue  9 priority
 -- Gives 1, or 0 where the job has a record
 local k = {job = KEYS[1], log = KEYS[2], live = KEYS[3], expiries = KEYS[6]}
 local id, reason, now = ARGV[1], ARGV[5], now_ms()
@@ -21,7 +22,7 @@ if known then
 end
 redis.call('HSET', k.job, 'state', 'queued', 'tenant', 'default', 'created', int(now), 'attempt', 0, 'seq', -1,
   'chars', 0, 'failures', 0, 'entry', '', 'meta', ARGV[6], 'model', '', 'spec', '', 'errors', errors,
-  'retention', ARGV[7])
+  'retention', ARGV[7], 'queue', ARGV[8], 'priority', ARGV[9], 'stream', KEYS[4])
 redis.call('ZADD', KEYS[5], int(now), id)
 if reason ~= '' then
   end_unowned(k, id, read_job(k.job), now, 'failed', 'error', 'bad_request', reason)

@@ -55,7 +55,7 @@ async def running(script: Script, host: str = "127.0.0.1", port: int = 0) -> Asy
     try:
         try:
             await web.TCPSite(runner, host, port).start()
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigurationError(f"the provider cannot listen on {host}:{port}: {reason}") from None
         bound = int(runner.addresses[0][1])
