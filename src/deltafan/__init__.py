@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from deltafan.llm.tools import Tool, tool
     from deltafan.queues import AsyncQueue, Queue
     from deltafan.sinks.base import JobInfo, Sink, SinkFactory
+    from deltafan.sinks.memory import MemorySink
+    from deltafan.sinks.redis_channel import RedisChannelSink
     from deltafan.transcript import Transcript
     from deltafan.worker import run_worker
 
@@ -80,10 +82,12 @@ __all__ = [
     "JobSpec",
     "JobStatus",
     "LogExpired",
+    "MemorySink",
     "Meta",
     "Queue",
     "QueueFull",
     "ReasoningDelta",
+    "RedisChannelSink",
     "RefusalDelta",
     "Sink",
     "SinkFactory",
@@ -135,6 +139,8 @@ _HOMES = {
     "llm.tools": ("Tool", "tool"),
     "queues": ("AsyncQueue", "Queue"),
     "sinks.base": ("JobInfo", "Sink", "SinkFactory"),
+    "sinks.memory": ("MemorySink",),
+    "sinks.redis_channel": ("RedisChannelSink",),
     "transcript": ("Transcript",),
     "worker": ("run_worker",),
 }

@@ -94,7 +94,7 @@ def _content_kind(value: Any) -> str | None:
     return "string" if isinstance(value, str) else "parts" if isinstance(value, list | tuple) else None
 
 
-# `fail_fast`: a message is told its first wrong part or call, where half a million findings would hold up everybody else.
+# `fail_fast`: of a message the first wrong part or call is told. Half a million findings would hold up everybody else.
 Content = Annotated[
     Annotated[str, Tag("string")] | Annotated[list[Part], Field(fail_fast=True), Tag("parts")],
     Discriminator(

@@ -75,8 +75,13 @@ class Claims:
         self._retention = retention
         self._limits = limits
 
-    async def claim(self, taken: Taken, provider: str, *, can_continue: bool) -> Claim | Ended | None:
-        """Begin an attempt. `None`: there is nothing to run (a stale or a rejected entry), and it is acknowledged."""
+    async def claim(
+        self, taken: Taken, provider: str, *, can_continue: bool, begun: bool = False
+    ) -> Claim | Ended | None:
+        """Begin an attempt. `None`: there is nothing to run (a stale or a rejected entry), and it is acknowledged.
+
+        :param begun: an attempt on this entry broke off here: it is charged as a failure, and not begun once more.
+        """
         if b"id" not in taken.fields and taken.raw is None:
             await self._reject(taken, "job: is required: XADD the job as JSON in a field of that name")
             return None
@@ -105,6 +110,7 @@ class Claims:
                     self._settings.max_attempts,
                     int(self._retention.idle_retention * 1000),
                     self._retention.retention,
+                    int(begun),
                 ],
             )
         match answer[0]:

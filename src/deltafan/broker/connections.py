@@ -41,7 +41,7 @@ _REFUSALS = ("MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "
 
 
 def redacted(url: str) -> str:
-    """The URL without password and options, for messages. It may be malformed: an unquoted password can hold / ? # @."""
+    """The URL without password and options, for messages. It may be malformed: a password can hold / ? # @ unquoted."""
     scheme, found, rest = url.partition("://")
     if not found:
         return "(not a URL)"

@@ -57,7 +57,8 @@ async def follow(
 ) -> AsyncGenerator[Entry, None]:
     """Yield what follows `after` (everything, compacted, for `None`), each event once and in order, ending with `done`.
 
-    A cursor ahead of the log is void: everything comes. (Else it would be silent for ever, whoever made it up.) Outages of Redis are waited out; a job that nobody ever ends is followed for ever.
+    A cursor ahead of the log is void, and everything comes: else it would be silent for ever, whoever made it up.
+    Outages of Redis are waited out; a job that nobody ever ends is followed for ever.
 
     :raises JobNotFound: no such job of this tenant, or its record vanished while it was followed.
     :raises LogExpired: the job has ended and its events are no longer kept.

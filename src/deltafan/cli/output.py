@@ -19,9 +19,8 @@ FAILED: Final = 1
 WRONG_USE: Final = 2
 TERMINATED: Final = 128 + signal.SIGTERM
 
-# Without markup: a model named "[/b]" is a name.
-out = Console(highlight=False, soft_wrap=True, markup=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:

@@ -148,7 +148,8 @@ async def _subscribe(connections: Connections, channel: str) -> None:
         with redis_errors():
             await connection.connect()  # type: ignore[no-untyped-call]
             await connection.send_command("SUBSCRIBE", channel)
-            await connection.read_response(timeout=connections.settings.command_timeout)
+            # With a timeout of its own, redis-py gives None for silence; without, the connection's limit raises.
+            await connection.read_response()
     finally:
         await connection.disconnect()
 

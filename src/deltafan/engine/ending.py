@@ -68,10 +68,14 @@ class Ending:
                 self._log.close()
             case Stopped(reason="drain" | "lost_tail"):
                 await self._release(await self._log.seal(), outcome.usage, total)
-            case Failed() if self._retries(outcome):
-                await self._retry(await self._log.seal(), outcome, total)
             case _:
-                await self._finish(await self._log.seal(), self._plan(outcome), total)
+                rest = await self._log.seal()
+                if self._log.broken:  # as above, but refused when the model had ended already
+                    return
+                if isinstance(outcome, Failed) and self._retries(outcome):
+                    await self._retry(rest, outcome, total)
+                else:
+                    await self._finish(rest, self._plan(outcome), total)
 
     def _retries(self, failed: Failed) -> bool:
         most = self._claim.spec.max_attempts or self._services.settings.max_attempts

@@ -58,6 +58,7 @@ class Engine:
         self._flusher = Flusher(connections.appends, services.hook)
         self._runs: dict[str, JobRun] = {}
         self._entries: set[tuple[str, str]] = set()  # entries of ours that a task is at work on, by stream and entry
+        self._begun: set[tuple[str, str]] = set()  # those whose attempt has been claimed, until they are acknowledged
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: list[Taken] = []  # taken beyond the concurrency; a wait may bring one entry of each stream
         self._suspects: set[tuple[str, str]] = set()
@@ -169,6 +170,7 @@ class Engine:
             if isinstance(claim, Ended):
                 await deliver_late(self._services, self._connections, self._claims, claim)
             elif claim is not None:
+                self._begun.add((taken.stream, taken.entry))
                 await self._run_job(claim)
         except asyncio.CancelledError:
             raise
@@ -178,7 +180,8 @@ class Engine:
     async def _claim(self, taken: Taken, provider: str, can_continue: bool) -> Claim | Ended | None:
         while True:
             try:
-                return await self._claims.claim(taken, provider, can_continue=can_continue)
+                begun = (taken.stream, taken.entry) in self._begun
+                return await self._claims.claim(taken, provider, can_continue=can_continue, begun=begun)
             except BrokerUnavailable as error:
                 self._signal("redis.unavailable", "warning", error=str(error)[:200])
                 await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
@@ -230,7 +233,9 @@ class Engine:
         if self._stopping.is_set():
             return
         known = self._entries | {(taken.stream, taken.entry) for taken in self._held}
-        strays = [t for t in await self._intake.pending() if (t.stream, t.entry) not in known]
+        pending = await self._intake.pending()
+        strays = [t for t in pending if (t.stream, t.entry) not in known]
+        self._begun &= self._entries | {(t.stream, t.entry) for t in pending}
         # Twice in a row, because an entry may have been on its way to us when we looked.
         lost = [t for t in strays if (t.stream, t.entry) in self._suspects]
         self._suspects = {(t.stream, t.entry) for t in strays} - {(t.stream, t.entry) for t in lost}

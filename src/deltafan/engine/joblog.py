@@ -62,6 +62,8 @@ class JobLog:
         self.seen_at: float | None = None
         """When a subscriber was last known to listen, by the loop's clock."""
         self.closed = False
+        self.broken = False
+        """What has been said can never be written."""
         self._wake = wake
         self._stop = stop
         self._buffer_bytes = buffer_bytes
@@ -199,7 +201,8 @@ class JobLog:
                 return None
 
     def refused(self, error: BaseException) -> None:
-        """Redis refuses the append for good (an ACL, a key of another type)."""
+        """Redis refuses the append for good (an ACL, a key of another type), or an event cannot be encoded."""
+        self.broken = True
         self.close()
         self._stop(f"refused: {error}")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import re
+import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -23,6 +26,8 @@ from deltafan.transcript import ToolCall, Transcript
 
 MAX_ITERATIONS = 10
 """Requests to the model for one answer."""
+MAX_CALLS = 128
+"""Calls of one turn that are run. Those beyond it are answered with an error."""
 MAX_RESULT = 64 * 1024
 """Bytes of a result, as JSON, that go to the model and to subscribers."""
 _MAX_ERROR = 500
@@ -131,14 +136,15 @@ class ToolLoop:
                     yield used
                 yield done
                 return
-            results = await asyncio.gather(*(self._call(call) for call in calls))
+            results = await asyncio.gather(*(self._call(call) for call in calls[:MAX_CALLS]))
+            results += [_failed(_id(call), call.name, f"one turn may call {MAX_CALLS}") for call in calls[MAX_CALLS:]]
             for result in results:
                 yield result
             messages = [*request.messages, _assistant(turn), *(_tool_message(result) for result in results)]
             request = replace(request, messages=messages, prefix="")
 
     async def _call(self, call: ToolCall) -> ToolResult:
-        call_id = call.id or f"call_{call.index}"
+        call_id = _id(call)
         tool = self._tools.get(call.name)
         if tool is None:
             return _failed(call_id, call.name, f"there is no tool {call.name!r}")
@@ -175,9 +181,46 @@ class ToolLoop:
 async def _run(func: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     if inspect.iscoroutinefunction(func):
         return await func(**arguments)
-    result = await asyncio.to_thread(func, **arguments)
+    result = await _in_thread(partial(func, **arguments))
     # Of an object whose `__call__` is a coroutine function.
     return await result if inspect.isawaitable(result) else result
+
+
+async def _in_thread(func: Callable[[], Any]) -> Any:
+    """In a thread of its own. In the loop's pool, a few functions that hang would hold up what else is done there (the
+    resolving of names, for one), and the end of the process."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: Any, error: Exception | None) -> None:
+        if done.done():  # it took too long
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def call() -> None:
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = context.run(func)
+        except StopIteration:  # no future carries it
+            error = RuntimeError("it raised StopIteration")
+        except Exception as raised:
+            error = raised
+        except BaseException as raised:  # a tool's `sys.exit()` must not end the worker
+            error = RuntimeError(f"it raised {raised!r}")
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=call, name="deltafan-tool", daemon=True).start()
+    return await done
+
+
+def _id(call: ToolCall) -> str:
+    return call.id or f"call_{call.index}"
 
 
 def _failed(call_id: str, name: str, problem: str) -> ToolResult:
@@ -188,7 +231,7 @@ def _failed(call_id: str, name: str, problem: str) -> ToolResult:
 def _assistant(turn: Transcript) -> dict[str, Any]:
     calls = [
         {
-            "id": call.id or f"call_{call.index}",
+            "id": _id(call),
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments},
         }

@@ -8,10 +8,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from deltafan.broker.enqueue import Enqueued
 from deltafan.broker.listing import MAX_LIMIT
-from deltafan.broker.queue import AsyncQueue
-from deltafan.errors import ConflictError, FieldError, JobNotFound, ValidationError
+from deltafan.errors import FieldError, ValidationError
 from deltafan.job import parse_spec
 from deltafan.relay.answers import Refusal, answer, too_large
 from deltafan.relay.context import job_of, queue_of, urls
@@ -27,9 +25,8 @@ async def enqueue(request: web.Request) -> web.Response:
     enqueued = await queue.submit(spec)
     job = queue.job(enqueued.id)
     links = urls(job.id)
-    state = enqueued.state if enqueued.created else await _state_of_first(queue, enqueued)
     return answer(
-        {"id": job.id, "state": state, "channel": spec.channel or job.channel, **links},
+        {"id": job.id, "state": enqueued.state, "channel": spec.channel or job.channel, **links},
         202,
         {"Location": links["status_url"]},
     )
@@ -54,16 +51,6 @@ async def listing(request: web.Request) -> web.Response:
         state=query.get("state"), limit=_limit(query.get("limit")), cursor=query.get("cursor")
     )
     return answer({"jobs": [job.to_dict() | urls(job.id) for job in page.jobs], "cursor": page.cursor})
-
-
-async def _state_of_first(queue: AsyncQueue, enqueued: Enqueued) -> str:
-    """The state of the job that an idempotency key has made before."""
-    try:
-        return (await queue.job(enqueued.id).status()).state
-    except JobNotFound:
-        raise ConflictError(
-            f"idempotency_key: its job {enqueued.id} has ended and is no longer kept; use another key to run it again"
-        ) from None
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

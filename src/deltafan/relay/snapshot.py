@@ -32,7 +32,7 @@ async def snapshot(
     head = {"job": status.id, "state": status.state} | ({"reset": reset} if reset else {})
     response = web.StreamResponse(headers=_HEADERS)
     async with aclosing(read_all(queue.connections.commands, status.id, after)) as pages:
-        page: list[Entry] = await anext(pages, [])  # before the first byte: a failure here is still an answer of its own
+        page: list[Entry] = await anext(pages, [])  # before the first byte: a failure here has an answer of its own
         await response.prepare(request)
         try:
             await _write(response, dumps(head)[:-1] + b',"events":[')

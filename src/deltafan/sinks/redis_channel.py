@@ -1,6 +1,6 @@
-"""A sink that publishes events on a Redis channel: for programs that use a sink without a job's log.
+"""A sink that publishes events on a Redis channel, on a Redis of its own or with no job behind it.
 
-The worker does not need it: a job's own channel is published by the script that appends to the log.
+For a job's own `channel` the worker does not need it: the script that appends to the log publishes there, too.
 """
 
 from __future__ import annotations

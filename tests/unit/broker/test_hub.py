@@ -298,6 +298,22 @@ async def test_what_is_published_while_the_log_is_read_is_seen_once(hub: Hub, wo
         assert "".join(e.text for e in check_order(each.events()) if isinstance(e, TextDelta)) == expected
 
 
+async def test_who_read_further_than_the_subscription_is_not_told_again(hub: Hub, lab: Lab, work: Work) -> None:
+    """The log was faster: the event's message arrives after the follower has read it."""
+    first, second = Reader(), Reader()
+    async with hub.feed(work.id) as feed:
+        await work.say("begin ")
+        await _dispatched(feed, 1)
+        await feed.join(None, first.replay, first)
+        data = work.encoded(work.seq, TextDelta("late "))[0]
+        await lab.redis.xadd(K.log(work.id), {"e": data}, id=f"1-{work.seq}")
+        await feed.join(None, second.replay, second)
+        await lab.redis.publish(K.live(work.id), data)
+        await _dispatched(feed, work.seq)
+    for reader in (first, second):
+        assert "".join(e.text for e in check_order(reader.events()) if isinstance(e, TextDelta)) == "begin late "
+
+
 async def test_who_has_ended_is_not_kept(hub: Hub, work: Work) -> None:
     await work.say("x")
     await work.finish()

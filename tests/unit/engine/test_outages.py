@@ -56,6 +56,18 @@ async def _all(queue: AsyncQueue, job_id: str) -> list[Event]:
         return [event async for event in queue.job(job_id).events()]
 
 
+async def _following(queue: AsyncQueue, job_id: str) -> asyncio.Task[list[Event]]:
+    """A follower that has got something: from now on it waits outages out."""
+    events = queue.job(job_id).events()
+    first = await anext(events)
+
+    async def rest() -> list[Event]:
+        async with asyncio.timeout(15):
+            return [first, *[event async for event in events]]
+
+    return asyncio.create_task(rest())
+
+
 async def _until(check: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(10):
         while not await check():
@@ -132,12 +144,7 @@ async def test_an_outage_in_mid_stream_is_waited_out_with_a_bounded_buffer(
     async with running(Answers(source=Text(text), chunk_size=100)) as fast:
         worker = await start_worker(fast, buffer_bytes=buffer, lease=30)
         job = await queue.enqueue(model="m", prompt="x")
-        follower = asyncio.create_task(_all(queue, job.id))
-
-        async def begun() -> bool:
-            return bool(await direct.xlen(K.log(job.id)) > 1)
-
-        await _until(begun)
+        follower = await _following(queue, job.id)
         proxy.go_away()
         log = worker.engine._runs[job.id].log
 
@@ -163,7 +170,7 @@ async def test_cuts_all_along_cost_nothing(
     async with running(Answers(source=Text(TEXT), rate=150)) as paced:
         await start_worker(paced, lease=30)
         jobs = [await queue.enqueue(model="m", prompt=str(n)) for n in range(5)]
-        followers = [asyncio.create_task(_all(queue, job.id)) for job in jobs]
+        followers = [await _following(queue, job.id) for job in jobs]
         for n in range(1, 5):
             await paced.until(lambda requests, n=n: len(requests) == 5 and requests[0].text_length > 8 * n)  # type: ignore[misc]
             proxy.cut()
@@ -176,11 +183,11 @@ async def test_cuts_all_along_cost_nothing(
 async def test_a_server_that_forgets_its_scripts_all_the_time_is_served(
     queue: AsyncQueue, direct: Redis, start_worker: StartWorker
 ) -> None:
-    flushes = 0
+    flushes, enough = 0, asyncio.Event()
 
     async def flush() -> None:
         nonlocal flushes
-        while True:
+        while not enough.is_set():
             await direct.script_flush()
             flushes += 1
             await asyncio.sleep(0.001)
@@ -193,8 +200,8 @@ async def test_a_server_that_forgets_its_scripts_all_the_time_is_served(
             for job in jobs:
                 check_whole(await _all(queue, job.id), TEXT)
     finally:
-        flushing.cancel()
-        await asyncio.gather(flushing, return_exceptions=True)
+        enough.set()
+        await flushing
     assert flushes > 10
     await _empty(direct)
 
@@ -269,7 +276,7 @@ async def test_a_server_that_came_back_without_its_latest_writes_is_filled_again
             worker = asyncio.create_task(Engine(services, connections).run(stop, asyncio.Event(), ready.set))
             await ready.wait()
             job = await queue.enqueue(model="m", prompt="x")
-            follower = asyncio.create_task(_all(queue, job.id))
+            follower = await _following(queue, job.id)
             log = K.log(job.id)
 
             async def has(events: int) -> bool:

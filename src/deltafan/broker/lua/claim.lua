@@ -1,7 +1,7 @@
 -- Begin an attempt: count it, name its owner, write its `meta`. From then on Redis refuses every append of an older one.
 -- KEYS  1 job  2 log  3 live channel  4 stream  5 deadlines  6 expiries  7 dead
 -- ARGV  1 id  2 entry  3 worker  4 group  5 provider (JSON)  6 can continue 0|1  7 max attempts  8 idle ms
---       9 retention s
+--       9 retention s  10 '1': the worker has begun this attempt before, and has not ended it
 -- Gives {run, attempt, spec, failures, usage, fresh | restart | continued, created, now, tenant, meta event, cancel,
 --         usage lost, characters of the text that goes on}
 --     | {ended, state}  the log is whole: deliver what is missing, acknowledge
@@ -19,7 +19,7 @@ end
 if h.state == 'running' and h.owner ~= worker then
   return {'stale'}
 end
-if h.state == 'running' and h.seq == '0' then -- the reply of our first try was lost
+if h.state == 'running' and h.seq == '0' and ARGV[10] ~= '1' then -- the reply of our first try was lost
   local meta = redis.call('XRANGE', k.log, h.attempt .. '-0', h.attempt .. '-0')[1]
   if meta then
     return {'run', tonumber(h.attempt), h.spec, tonumber(h.failures), h.usage, h.how, h.created, int(now), h.tenant,
@@ -52,7 +52,7 @@ if h.state == 'running' then -- our own attempt broke off without an end: it has
   end
 end
 if h.on_takeover == 'fail' and h.visible == '1' and h.lost ~= '' then
-  end_unowned(k, id, h, now, 'failed', 'error', 'worker_lost', 'the worker was lost, and on_takeover is fail')
+  end_unowned(k, id, h, now, 'failed', 'error', 'worker_lost', 'its worker could not end it, and on_takeover is fail')
   bury(KEYS[7], k.job, id, now, 'worker_lost')
   return {'ended', 'failed'}
 end
