@@ -1,7 +1,7 @@
 """One oracle for every follower's transcript.
 
-Ids strictly rise; each attempt is gapless from its `meta`; exactly one `done`, last; the final attempt's text equals what
-the provider sent. A merged event stands for the run from its `first` to its `id`.
+Ids strictly rise; each attempt is gapless from its `meta`; exactly one `done`, last; the final attempt's text equals
+what the provider sent. A merged event stands for the run from its `first` to its `id`.
 """
 
 from __future__ import annotations

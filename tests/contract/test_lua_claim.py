@@ -60,7 +60,7 @@ async def test_claim_counts_the_attempt_names_its_owner_and_writes_its_meta(lab:
     expected = {"state": "running", "attempt": "1", "seq": "0", "owner": "w1", "provider": '"openai"', "how": "fresh"}
     assert record.items() >= expected.items()
     assert (record["max_attempts"], record["retention"], record["started"]) == ("3", "100.0", record["claimed"])
-    assert not await lab.redis.exists(K.deadlines("default"))
+    assert not await lab.redis.exists(K.deadlines)
     assert 900 < await lab.ttl(K.log("0-a")) <= 1000
     assert await lab.ttl(K.job("0-a")) == -1
 

@@ -40,7 +40,7 @@ async def test_enqueue_makes_the_record_the_place_and_the_index(lab: Lab) -> Non
     assert await lab.redis.zscore(K.index("default"), "0-a") == int(record["created"])
     assert abs(int(record["created"]) - await lab.now()) < 5000
     assert await lab.ttl(K.job("0-a")) == -1
-    assert not await lab.redis.exists(K.log("0-a"), K.delayed("default"), K.deadlines("default"))
+    assert not await lab.redis.exists(K.log("0-a"), K.delayed("default"), K.deadlines)
 
 
 async def test_enqueue_puts_a_job_of_later_among_the_delayed(lab: Lab) -> None:
@@ -49,7 +49,7 @@ async def test_enqueue_puts_a_job_of_later_among_the_delayed(lab: Lab) -> None:
     created = int(record["created"])
     assert (record["state"], record["entry"]) == ("delayed", "")
     assert await lab.redis.zscore(K.delayed("default"), "0-a") == created + 60_000
-    assert await lab.redis.zscore(K.deadlines("default"), "0-a") == created + 10_000
+    assert await lab.redis.zscore(K.deadlines, "0-a") == created + 10_000
     assert await lab.waiting() == []
 
 
@@ -209,7 +209,7 @@ async def test_promoting_keeps_the_priority_and_tells_when_the_next_is_due(lab: 
 
 
 async def _expire(lab: Lab, stream: str = K.queue("default", "normal")) -> str:
-    keys = [K.job("0-a"), K.log("0-a"), K.live("0-a"), stream, K.delayed("default"), K.deadlines("default"), K.expiries]
+    keys = [K.job("0-a"), K.log("0-a"), K.live("0-a"), stream, K.delayed("default"), K.deadlines, K.expiries]
     answer: bytes = await lab.script(EXPIRE, keys, "0-a", GROUP, RETENTION.retention)
     return answer.decode()
 
@@ -217,7 +217,7 @@ async def _expire(lab: Lab, stream: str = K.queue("default", "normal")) -> str:
 async def _late(lab: Lab) -> None:
     """The deadline has passed."""
     await lab.redis.hset(K.job("0-a"), "deadline", "1")
-    await lab.redis.zadd(K.deadlines("default"), {"0-a": 1})
+    await lab.redis.zadd(K.deadlines, {"0-a": 1})
 
 
 @pytest.mark.parametrize("delay", [0, 60])
@@ -237,7 +237,7 @@ async def test_expire_ends_a_job_that_waited_too_long(lab: Lab, delay: float) ->
     record = await lab.record()
     assert (record["state"], record["entry"], record["seq"], record["attempt"]) == ("expired", "", "2", "1")
     assert await lab.waiting() == []
-    assert not await lab.redis.exists(K.delayed("default"), K.deadlines("default"))
+    assert not await lab.redis.exists(K.delayed("default"), K.deadlines)
     for key in (K.job("0-a"), K.log("0-a")):
         assert 90 < await lab.ttl(key) <= 100
     assert await _expire(lab) == "no"
@@ -260,17 +260,17 @@ async def test_expire_leaves_a_job_that_has_begun(lab: Lab) -> None:
     await work.retry()
     await _late(lab)
     assert await _expire(lab) == "no"  # it waits for its second attempt: it has started
-    assert not await lab.redis.exists(K.deadlines("default"))
+    assert not await lab.redis.exists(K.deadlines)
     assert (await lab.record())["state"] == "delayed"
 
 
 async def test_the_expired_are_found_and_counted(lab: Lab) -> None:
     await lab.enqueue(expires_in=100)
-    assert await upkeep.expire(lab.redis, 0, "default", RETENTION) == 0
+    assert await upkeep.expire(lab.redis, 0, RETENTION) == 0
     await _late(lab)
-    await lab.redis.zadd(K.deadlines("default"), {"0-gone": 1})
-    assert await upkeep.expire(lab.redis, 0, "default", RETENTION) == 1
-    assert not await lab.redis.exists(K.deadlines("default"))
+    await lab.redis.zadd(K.deadlines, {"0-gone": 1})
+    assert await upkeep.expire(lab.redis, 0, RETENTION) == 1
+    assert not await lab.redis.exists(K.deadlines)
 
 
 # reject: an entry that was XADDed by hand
@@ -388,7 +388,7 @@ def test_every_key_of_a_job_is_in_one_slot() -> None:
         keys.live("3-x"),
         *keys.queues("q"),
         keys.delayed("q"),
-        keys.deadlines("q"),
+        keys.deadlines,
     ]
     named += [
         keys.dead("q"),

@@ -224,7 +224,7 @@ async def test_a_waiting_job_ends_at_once(lab: Lab, delay: float) -> None:
     record = await lab.record()
     assert record.items() >= {"state": "cancelled", "entry": "", "cancel": "1", "finish_reason": "cancelled"}.items()
     assert await lab.waiting() == []
-    assert not await lab.redis.exists(K.delayed("default"), K.deadlines("default"))
+    assert not await lab.redis.exists(K.delayed("default"), K.deadlines)
     assert 90 < await lab.ttl(K.log("0-a")) <= 100
     again = await lab.cancel()
     assert (again.state, again.cancelled) == ("cancelled", True)
@@ -280,7 +280,7 @@ async def test_another_tenants_job_is_unknown(lab: Lab) -> None:
 async def test_cancel_looks_again_for_a_job_that_has_moved(lab: Lab) -> None:
     await lab.enqueue()
     keys = [K.job("0-a"), K.log("0-a"), K.live("0-a"), K.queue("default", "high")]
-    keys += [K.delayed("default"), K.deadlines("default"), K.expiries]
+    keys += [K.delayed("default"), K.deadlines, K.expiries]
     assert await lab.script(CANCEL, keys, "0-a", "", GROUP, 100, K.control) == [b"moved"]
     assert (await lab.record())["state"] == "queued"
 

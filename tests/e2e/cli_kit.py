@@ -99,7 +99,7 @@ async def all_ended(mark: str, timeout: float = 15.0) -> None:
     """Wait until no process with this mark lives."""
     try:
         async with asyncio.timeout(timeout):
-            while marked(mark):  # noqa: ASYNC110 - processes that are not our children set no event
+            while marked(mark):
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise AssertionError(f"still running: {[_name(pid) for pid in marked(mark)]}") from None

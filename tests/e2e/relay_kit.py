@@ -167,5 +167,5 @@ def text_of(events: list[ServerSentEvent]) -> str:
 async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
     """Wait for what announces itself nowhere, such as a count in Redis."""
     async with asyncio.timeout(10):
-        while not await check():  # noqa: ASYNC110 - see above
+        while not await check():
             await asyncio.sleep(0.01)

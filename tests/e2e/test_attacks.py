@@ -382,8 +382,8 @@ async def test_a_worker_that_cannot_start_for_a_key_of_another_type_names_it(red
 
 async def test_names_that_are_no_text_do_not_hold_up_the_delayed(queue: AsyncQueue, start_worker: StartWorker) -> None:
     redis = queue.connections.commands
-    for key in ("delayed", "deadlines"):
-        await redis.zadd(f"deltafan:{{0}}:{key}:default", {bytes([0xFF, n]): 0 for n in range(250)})
+    for key in ("delayed:default", "deadlines"):
+        await redis.zadd(f"deltafan:{{0}}:{key}", {bytes([0xFF, n]): 0 for n in range(250)})
     await redis.zadd("deltafan:{0}:expiries", {b"\xff \xff": 0})
     worker = await start_worker()
     assert await _text(await queue.enqueue(**SPEC, delay=0.1))

@@ -196,6 +196,15 @@ async def test_a_job_that_waits_past_its_deadline_expires_with_an_end(
     assert failed.value.code == "expired"
 
 
+async def test_a_job_expires_in_a_queue_that_no_worker_serves(queue: AsyncQueue, start_worker: StartWorker) -> None:
+    await start_worker()
+    job = await queue.enqueue(model="m", prompt="x", queue="elsewhere", expires_in=0.1)
+    transcript = check_whole(await _all(queue, job.id), "")
+    assert transcript.done is not None
+    assert transcript.done.finish_reason == "expired"
+    assert await queue.connections.commands.xlen("deltafan:{0}:queue:elsewhere:normal") == 0
+
+
 async def test_an_idempotency_key_gives_the_first_job_again(queue: AsyncQueue) -> None:
     first = await queue.enqueue(model="m", prompt="x", idempotency_key="order-1")
     again = await queue.submit(model="m", prompt="x", idempotency_key="order-1")

@@ -7,10 +7,10 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from deltafan.broker.adoption import cancel_unseen
 from deltafan.broker.connections import redis_errors
-from deltafan.broker.enqueue import meta_fragment
 from deltafan.broker.keys import GROUP, partition
-from deltafan.broker.scripts import CANCEL, REJECT
+from deltafan.broker.scripts import CANCEL
 from deltafan.broker.status import read_status
 from deltafan.errors import BrokerUnavailable, JobNotFound
 from deltafan.settings import Retention
@@ -31,33 +31,8 @@ class CancelOutcome:
 async def _cancel_raw(redis: Redis, job_id: str, tenant: str | None, retention: Retention) -> bool:
     """Cancel a job that was XADDed by hand and that no worker has seen."""
     status = await read_status(redis, job_id, tenant)
-    keys = partition(job_id)
     entry = "-".join(job_id.split("-")[-2:])
-    with redis_errors():
-        answer = await REJECT.run(
-            redis,
-            [
-                keys.job(job_id),
-                keys.log(job_id),
-                keys.live(job_id),
-                keys.queue(status.queue, status.priority),
-                keys.index(status.tenant),
-                keys.expiries,
-                keys.dead(status.queue),
-            ],
-            [
-                job_id,
-                entry,
-                GROUP,
-                "",
-                "",
-                meta_fragment("", {}),
-                retention.retention,
-                status.queue,
-                status.priority,
-            ],
-        )
-    return bool(answer)
+    return await cancel_unseen(redis, job_id, entry, status.queue, status.priority, retention)
 
 
 async def cancel_job(redis: Redis, job_id: str, tenant: str | None, retention: Retention) -> CancelOutcome:
@@ -79,12 +54,10 @@ async def cancel_job(redis: Redis, job_id: str, tenant: str | None, retention: R
             answer: Any = await CANCEL.run(
                 redis,
                 [
-                    keys.job(job_id),
-                    keys.log(job_id),
-                    keys.live(job_id),
+                    *keys.of_job(job_id),
                     stream,
                     keys.delayed(queue),
-                    keys.deadlines(queue),
+                    keys.deadlines,
                     keys.expiries,
                 ],
                 [job_id, tenant or "", GROUP, retention.retention, keys.control],

@@ -9,13 +9,12 @@ import orjson
 from pydantic import ValidationError as PydanticError
 from redis.asyncio import Redis
 
-from deltafan.broker import enqueue as build
+from deltafan.broker.adoption import adopt, reject
 from deltafan.broker.connections import redis_errors
 from deltafan.broker.intake import Taken
 from deltafan.broker.keys import GROUP, TAKEOVER, Partition
-from deltafan.broker.scripts import ACK, CLAIM, FINISH, REJECT, RELEASE, RETRY, Arg
-from deltafan.errors import ConflictError, FieldError, ValidationError
-from deltafan.job import DEFAULT_PRIORITY, JobSpec, JobState, parse_spec
+from deltafan.broker.scripts import ACK, CLAIM, FINISH, RELEASE, RETRY, Arg, pairs
+from deltafan.job import JobSpec, JobState
 from deltafan.settings import JobLimits, Retention, WorkerSettings
 
 _REJECTED_TEXT = 4096
@@ -83,20 +82,20 @@ class Claims:
         :param begun: an attempt on this entry broke off here: it is charged as a failure, and not begun once more.
         """
         if b"id" not in taken.fields and taken.raw is None:
-            await self._reject(taken, "job: is required: XADD the job as JSON in a field of that name")
+            await reject(
+                self._redis, taken, "job: is required: XADD the job as JSON in a field of that name", self._retention
+            )
             return None
-        if taken.raw is not None and not await self._adopt(taken):
+        if taken.raw is not None and not await adopt(self._redis, taken, self._limits, self._retention):
             return None
         job_id, keys = taken.job_id, Partition(taken.partition)
         with redis_errors():
             answer: Any = await CLAIM.run(
                 self._redis,
                 [
-                    keys.job(job_id),
-                    keys.log(job_id),
-                    keys.live(job_id),
+                    *keys.of_job(job_id),
                     taken.stream,
-                    keys.deadlines(taken.queue),
+                    keys.deadlines,
                     keys.expiries,
                     keys.dead(taken.queue),
                 ],
@@ -139,60 +138,6 @@ class Claims:
             case _:
                 return None
 
-    async def _adopt(self, taken: Taken) -> bool:
-        """Make a job of an entry that was XADDed by hand; one that is no job becomes a dead letter with the reason."""
-        try:
-            spec = raw_spec(taken, self._limits)
-        except ValidationError as error:
-            await self._reject(taken, str(error))
-            return False
-        call = build.build(
-            spec,
-            taken.job_id,
-            tenant="default",
-            max_queue=self._limits.max_queue,
-            adopt=taken.entry,
-            created_ms=int(taken.entry.partition("-")[0]) if taken.priority != TAKEOVER else None,
-        )
-        call_keys = (call.keys[0], taken.stream, *call.keys[2:])
-        with redis_errors():
-            answer: Any = await call.script.run(self._redis, call_keys, call.args)
-        try:
-            enqueued = build.outcome(spec, answer)
-        except ConflictError as error:
-            await self._reject(taken, str(error))
-            return False
-        if enqueued is None:  # the id has a record: ours, when the reply of our first try was lost
-            return True
-        return enqueued.created and enqueued.state == "queued"
-
-    async def _reject(self, taken: Taken, reason: str) -> None:
-        job_id, keys = taken.job_id, Partition(taken.partition)
-        with redis_errors():
-            await REJECT.run(
-                self._redis,
-                [
-                    keys.job(job_id),
-                    keys.log(job_id),
-                    keys.live(job_id),
-                    taken.stream,
-                    keys.index("default"),
-                    keys.expiries,
-                    keys.dead(taken.queue),
-                ],
-                [
-                    job_id,
-                    taken.entry,
-                    GROUP,
-                    (taken.raw or b"")[:_REJECTED_TEXT],
-                    reason[:1000],
-                    build.meta_fragment("", {}),
-                    self._retention.retention,
-                    taken.queue,
-                    taken.priority if taken.priority != TAKEOVER else DEFAULT_PRIORITY,
-                ],
-            )
-
     async def finish(
         self,
         claim: Claim,
@@ -221,16 +166,13 @@ class Claims:
             self._retention.retention,
             len(events),
             *events,
+            *pairs(record),
         ]
-        for name, value in record.items():
-            args += [name, value]
         with redis_errors():
             answer: Any = await FINISH.run(
                 self._redis,
                 [
-                    keys.job(job_id),
-                    keys.log(job_id),
-                    keys.live(job_id),
+                    *keys.of_job(job_id),
                     claim.taken.stream,
                     keys.expiries,
                     keys.dead(claim.taken.queue),
@@ -258,16 +200,13 @@ class Claims:
             claim.spec.channel or "",
             len(events),
             *events,
+            *pairs(record),
         ]
-        for name, value in record.items():
-            args += [name, value]
         with redis_errors():
             answer: Any = await RETRY.run(
                 self._redis,
                 [
-                    keys.job(job_id),
-                    keys.log(job_id),
-                    keys.live(job_id),
+                    *keys.of_job(job_id),
                     claim.taken.stream,
                     keys.delayed(claim.taken.queue),
                 ],
@@ -288,9 +227,7 @@ class Claims:
 
     async def acknowledge(self, taken: Taken, job_id: str, record: dict[str, Arg]) -> None:
         """Take an ended job's entry out of the queue, and note the sinks' outcome."""
-        args: list[Arg] = [GROUP, taken.entry]
-        for name, value in record.items():
-            args += [name, value]
+        args: list[Arg] = [GROUP, taken.entry, *pairs(record)]
         with redis_errors():
             await ACK.run(self._redis, [Partition(taken.partition).job(job_id), taken.stream], args)
 
@@ -300,28 +237,3 @@ def _stored_spec(stored: bytes) -> JobSpec | None:
         return JobSpec.model_validate_json(stored)
     except PydanticError:
         return None
-
-
-def raw_spec(taken: Taken, limits: JobLimits) -> JobSpec:
-    """Read an entry that was XADDed by hand: one field, `job`, a spec that may bring an `id` of its own.
-
-    :raises ValidationError: naming what is wrong.
-    """
-    raw = taken.raw or b""
-    if len(raw) > limits.max_bytes:
-        raise ValidationError([FieldError("job", f"is {len(raw):,} bytes; at most {limits.max_bytes:,} are taken")])
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ValidationError([FieldError("job", f"is not JSON: {error}")]) from None
-    if not isinstance(value, dict):
-        raise ValidationError([FieldError("job", "must be a JSON object")])
-    places = {"queue": taken.queue} | ({"priority": taken.priority} if taken.priority != TAKEOVER else {})
-    for name, place in places.items():
-        if value.setdefault(name, place) != place:
-            raise ValidationError([FieldError(name, f"must be {place!r}, like the stream's, or left out")])
-    named = value.pop("id", None)
-    if named is not None and named != taken.job_id:
-        rule = f"must be a string: {taken.partition}- and then 1 to 150 letters, digits, _ or -"
-        raise ValidationError([FieldError("id", rule)])
-    return parse_spec(value, limits)

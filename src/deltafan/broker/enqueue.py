@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from deltafan.broker.keys import GROUP, Partition
-from deltafan.broker.scripts import ENQUEUE, Arg, Call
+from deltafan.broker.scripts import ENQUEUE, Arg, Call, pairs
 from deltafan.errors import ConflictError, FieldError, QueueFull, ValidationError
 from deltafan.job import JobSpec, JobState
 
@@ -102,16 +102,15 @@ def build(
         GROUP,
         adopt,
         spec.model,
+        *pairs(record),
     ]
-    for name, value in record.items():
-        args += [name, value]
     return Call(
         ENQUEUE,
         (
             keys.job(job_id),
             keys.queue(spec.queue, spec.priority),
             keys.delayed(spec.queue),
-            keys.deadlines(spec.queue),
+            keys.deadlines,
             keys.index(tenant),
             keys.idempotency(tenant, spec.idempotency_key) if spec.idempotency_key else keys.job(job_id),
         ),

@@ -32,9 +32,10 @@ class Partition:
     def delayed(self, queue: str) -> str:
         return self._key(f"delayed:{queue}")
 
-    def deadlines(self, queue: str) -> str:
-        """Sorted set: jobs that expire when they have not started by then."""
-        return self._key(f"deadlines:{queue}")
+    @property
+    def deadlines(self) -> str:
+        """Sorted set: jobs, of all queues, that expire when they have not started by then."""
+        return self._key("deadlines")
 
     def dead(self, queue: str) -> str:
         return self._key(f"dead:{queue}")
@@ -69,6 +70,10 @@ class Partition:
 
     def live(self, job_id: str) -> str:
         return self._key(f"live:{job_id}")
+
+    def of_job(self, job_id: str) -> tuple[str, str, str]:
+        """Record, log and live channel: what most scripts begin with."""
+        return self.job(job_id), self.log(job_id), self.live(job_id)
 
 
 def partition(job_id: str) -> Partition:

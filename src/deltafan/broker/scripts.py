@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
@@ -12,6 +12,11 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 Arg = str | bytes | int | float
+
+
+def pairs(record: Mapping[str, Arg]) -> list[Arg]:
+    """A record as the scripts take it: field, value, field, value, …"""
+    return [item for pair in record.items() for item in pair]
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,9 +118,7 @@ def _reap_call(keys: Partition, item: Taken, worker: str, settings: WorkerSettin
             keys.worker(worker),
             item.stream,
             keys.queue(item.queue, TAKEOVER),
-            keys.job(item.job_id),
-            keys.log(item.job_id),
-            keys.live(item.job_id),
+            *keys.of_job(item.job_id),
             keys.expiries,
             keys.dead(item.queue),
         ),
@@ -165,32 +163,30 @@ async def promote(redis: Redis, number: int, queue: str) -> float | None:
     return max(0.0, (float(following[0][1]) - now) / 1000) if following else None
 
 
-async def expire(redis: Redis, number: int, queue: str, retention: Retention) -> int:
-    """End the jobs that have waited past their `expires_in`. Gives how many."""
+async def expire(redis: Redis, number: int, retention: Retention) -> int:
+    """End the jobs that have waited past their `expires_in`, in whatever queue, served or not. Gives how many."""
     keys = Partition(number)
     with redis_errors():
         now = await _now_ms(redis)
-        late: Any = await redis.zrangebyscore(keys.deadlines(queue), "-inf", now, start=0, num=BATCH)
+        late: Any = await redis.zrangebyscore(keys.deadlines, "-inf", now, start=0, num=BATCH)
         ids = _job_ids(late)
         pipe = redis.pipeline(transaction=False)
         for job_id in ids:
-            pipe.hget(keys.job(job_id), "stream")
-        streams: Any = await pipe.execute() if ids else []
+            pipe.hmget(keys.job(job_id), ["queue", "stream"])
+        places: Any = await pipe.execute() if ids else []
         calls = [
             Call(
                 EXPIRE,
                 (
-                    keys.job(job_id),
-                    keys.log(job_id),
-                    keys.live(job_id),
-                    (stream or keys.queue(queue, "normal").encode()).decode(),
-                    keys.delayed(queue),
-                    keys.deadlines(queue),
+                    *keys.of_job(job_id),
+                    (stream or b"").decode("utf-8", "replace"),
+                    keys.delayed((queue or b"").decode("utf-8", "replace")),
+                    keys.deadlines,
                     keys.expiries,
                 ),
                 (member, GROUP, retention.retention),
             )
-            for member, job_id, stream in zip(late, ids, streams, strict=True)
+            for member, job_id, (queue, stream) in zip(late, ids, places, strict=True)
         ]
         answers = await run_all(redis, calls) if calls else []
     return answers.count(b"expired")

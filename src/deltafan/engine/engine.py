@@ -224,7 +224,7 @@ class Engine:
                 reaped = await upkeep.reap(redis, number, queue, self._settings, retention)
                 if reaped.moved or reaped.ended:
                     self._signal("jobs.reaped", "warning", queue=queue, moved=reaped.moved, ended=reaped.ended)
-                await upkeep.expire(redis, number, queue, retention)
+            await upkeep.expire(redis, number, retention)
             await upkeep.sweep(redis, number)
         await self._recover(group)
 

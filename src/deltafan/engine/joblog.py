@@ -167,7 +167,7 @@ class JobLog:
         chars, renew = self._flight_args
         return Call(
             APPEND,
-            (keys.job(job_id), keys.log(job_id), keys.live(job_id)),
+            keys.of_job(job_id),
             (
                 self.claim.attempt,
                 self.claim.worker,
