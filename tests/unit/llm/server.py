@@ -34,6 +34,8 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         yield f"http://{host}:{port}/v1"
     finally:
         await runner.cleanup()
+        for _ in range(3):  # the loop closes what was aborted in its next rounds; after them it is gone itself
+            await asyncio.sleep(0)
 
 
 def settings(base_url: str, *, provider: str = "openai", key: str | None = KEY, **more: Any) -> LLMSettings:
