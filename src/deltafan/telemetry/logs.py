@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Literal
 
 import structlog
@@ -32,13 +33,27 @@ def configure(level: str = "info", style: LogFormat = "auto") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_StandardError()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     root.handlers = [_Bridge()]
     logging.getLogger("deltafan").setLevel(number)
+
+
+class _StandardError:
+    """Standard error as it is now. A line that cannot be written (a closed pipe, a full disk) costs nobody anything:
+    an error here would end the request or the job that had something to say.
+    """
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 class _Bridge(logging.Handler):
