@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 
@@ -18,6 +19,7 @@ async def measure() -> list[Row]:
     async with parts(rate=0, text_chars=40) as running:
         await running.child("worker")
         _, relay = await running.child("relay", DELTAFAN_PORT="0")
+        await asyncio.sleep(2.0)  # a worker loads its price list in the background when it has started
         ours: list[float] = []
         direct: list[float] = []
         async with (
