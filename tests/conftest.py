@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import redis
+from hypothesis import HealthCheck, settings
 
 from deltafan.broker.connections import Connections
 from deltafan.broker.queue import AsyncQueue
@@ -22,6 +23,10 @@ from deltafan.engine.services import Services
 from deltafan.llm import LLMSettings, ProviderSettings, Retrying
 from deltafan.llm.client import OpenAICompletions
 from deltafan.settings import RedisSettings, WorkerSettings
+
+# Timing never decides a test: a busy machine is slow, not wrong.
+settings.register_profile("deltafan", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("deltafan")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

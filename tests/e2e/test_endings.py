@@ -7,15 +7,20 @@ import asyncio
 import orjson
 import pytest
 
+from deltafan.broker.connections import Connections
 from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Provider, Script, Text, parse_faults, running
+from deltafan.engine.engine import Engine
+from deltafan.engine.services import Services
 from deltafan.errors import JobFailed
 from deltafan.events import Error, Event, Meta, TextDelta, Usage
+from deltafan.settings import RedisSettings
 from deltafan.sinks.base import JobInfo
 from deltafan.sinks.memory import MemorySink
-from tests.conftest import StartWorker
+from tests.conftest import StartWorker, completions_of
 from tests.oracle import check_whole
 
+NOWHERE = "redis://127.0.0.1:1/0"
 TEXT = "The quick brown fox jumps over the lazy dog. " * 6
 
 
@@ -361,6 +366,17 @@ async def test_a_draining_worker_hands_its_jobs_over_unharmed(queue: AsyncQueue,
             assert (status.state, status.failures) == ("done", 0)
             assert status.attempt in (1, 2)
     await _finally_empty(queue)
+
+
+async def test_a_worker_that_waits_for_redis_can_be_stopped(provider: Provider) -> None:
+    async with completions_of(provider) as (completions, llm), Connections(RedisSettings(url=NOWHERE)) as connections:
+        stop, waiting = asyncio.Event(), asyncio.Event()
+        services = Services(completions=completions, llm=llm, hook=lambda signal: waiting.set())
+        running = asyncio.create_task(Engine(services, connections).run(stop, asyncio.Event()))
+        async with asyncio.timeout(10):
+            await waiting.wait()
+            stop.set()
+            await running
 
 
 async def test_a_draining_worker_lets_streams_finish(queue: AsyncQueue, start_worker: StartWorker) -> None:

@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    InvalidResponse,
     MaxConnectionsError,
     NoPermissionError,
     OutOfMemoryError,
@@ -70,6 +71,8 @@ def redis_errors() -> Iterator[None]:
         raise ConfigurationError(f"Redis refused us: {error}") from error
     except (OutOfMemoryError, ReadOnlyError, BusyLoadingError) as error:
         raise BrokerUnavailable(f"Redis does not take writes now: {error}") from error
+    except InvalidResponse as error:
+        raise ConfigurationError("REDIS_URL: what answers there does not speak Redis's protocol") from error
     except MaxConnectionsError as error:
         raise BrokerUnavailable("every connection to Redis is busy") from error
     except (TimeoutError, RedisConnectionError, RedisTimeoutError, OSError) as error:

@@ -78,7 +78,8 @@ class Engine:
         :param ready: called when the first heartbeat is out and the queues exist.
         """
         async with Subscriber(self._connections) as subscriber, self._flusher, asyncio.TaskGroup() as group:
-            await self._patiently(self._start, subscriber)
+            if not await self._started(subscriber, stop):
+                return
             if ready is not None:
                 ready()
             self._signal("worker.started", queues=list(self._settings.queues), concurrency=self._settings.concurrency)
@@ -105,6 +106,19 @@ class Engine:
         await self._intake.ensure_groups()
         for number in range(self._partitions):
             await subscriber.subscribe(f"{Partition(number).control}{self.worker}", self._on_control, lambda: None)
+
+    async def _started(self, subscriber: Subscriber, stop: asyncio.Event) -> bool:
+        """Start, waiting for Redis as long as it takes, or until we are told to stop."""
+        starting = asyncio.create_task(self._patiently(self._start, subscriber))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+            return starting.done()
+        finally:
+            await end_task(starting)
+            await end_task(stopping)
 
     async def _patiently(self, action: Callable[..., Awaitable[None]], *args: Any) -> None:
         while True:
