@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[1] / "src" / "deltafan"
 MAX_LINES = 400
 
 FLOORS = {
-    0: ("events", "wire", "sse", "errors", "coalesce", "transcript"),
+    0: ("events", "wire", "sse", "errors", "coalesce", "transcript", "channels"),
     1: ("job", "job_errors", "settings", "telemetry", "lifeline", "program"),
     2: ("llm", "broker", "sinks"),
     3: ("engine", "relay", "devserver"),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError, PydanticSerializationError
 
+from deltafan.channels import CHANNEL_MAX, JOB_CHANNEL, channel_problem
 from deltafan.errors import FieldError, ValidationError
 from deltafan.job_errors import BELOW, MODEL_NAME, SINK_NAME, field_errors
 from deltafan.settings import QUEUE_NAME, JobLimits
@@ -26,8 +27,6 @@ DEFAULT_PRIORITY: Final[Priority] = "normal"
 OnTakeover = Literal["restart", "continue", "fail"]
 
 JOB_ID: Final = re.compile(r"([0-9]{1,4})-[A-Za-z0-9_-]{1,150}")
-CHANNEL_MAX: Final = 164
-"""Characters in a channel name: Pusher's limit, kept on Redis too so that a name fits both."""
 _NOT_JSON = (TypeError, UnicodeEncodeError, PydanticSerializationError)
 _CHANNEL = re.compile(r"[A-Za-z0-9_\-=@,.;:/#]+")
 _RESERVED_CHANNELS = ("deltafan:", "__key", "__redis", "__sentinel")
@@ -137,7 +136,11 @@ class JobSpec(_Strict):
     channel: str | None = Field(default=None, min_length=1, max_length=CHANNEL_MAX)
     """A Redis channel of yours to which the events are published as well."""
     sinks: list[Annotated[str, Field(pattern=SINK_NAME)]] = Field(default_factory=list, max_length=8)
-    """Further sinks of the worker, by name. The log and its live channel always serve."""
+    """Further sinks of the worker, by name: `pusher`, and the operator's own. The log and its channel always serve."""
+    pusher_channels: list[str] = Field(default_factory=list, max_length=8)
+    """Pusher channels for the sink `pusher`; without them its `channel`, or else one of its own, `private-job-<id>`."""
+    subject: str | None = Field(default=None, min_length=1, max_length=200)
+    """The user of yours whose job it is. A stream token may be given for all jobs of a subject."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Yours; comes back in every `meta` event and in the job's status."""
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=256)
@@ -185,7 +188,23 @@ class JobSpec(_Strict):
             raise ValueError("is reserved: it begins like a channel of deltafan or of Redis")
         return channel
 
-    @field_validator("sinks", "tools")
+    @field_validator("pusher_channels")
+    @classmethod
+    def _channel_names(cls, names: list[str]) -> list[str]:
+        for name in names:
+            problem = _pusher_problem(name)
+            if problem is not None:
+                raise ValueError(f"{name[:CHANNEL_MAX]!r} {problem}")
+        return names
+
+    @field_validator("subject")
+    @classmethod
+    def _printable(cls, subject: str | None) -> str | None:
+        if subject is not None and not subject.isprintable():
+            raise ValueError("must not hold control characters")
+        return subject
+
+    @field_validator("sinks", "tools", "pusher_channels")
     @classmethod
     def _unique(cls, names: list[str]) -> list[str]:
         if len(set(names)) != len(names):
@@ -205,6 +224,11 @@ class JobSpec(_Strict):
             raise ValueError("give either `prompt` or `messages`")
         if self.delay is not None and self.run_at is not None:
             raise ValueError("give either `delay` or `run_at`")
+        if "pusher" in self.sinks and self.channel is not None and not self.pusher_channels:
+            problem = _pusher_problem(self.channel)
+            if problem is not None:
+                message = "as a Pusher channel it {problem}; or give `pusher_channels`"
+                raise PydanticCustomError(BELOW, message, {BELOW: "channel", "problem": problem})
         return self
 
     def chat(self) -> list[dict[str, Any]]:
@@ -237,6 +261,12 @@ def parse_spec(raw: Mapping[str, Any] | bytes | str, limits: JobLimits | None = 
         raise ValidationError(_not_json(spec)) from None
     _check_size(size, limits)
     return spec
+
+
+def _pusher_problem(name: str) -> str | None:
+    if name.startswith(JOB_CHANNEL):
+        return f"is reserved: {JOB_CHANNEL} is for channels that jobs have by themselves"
+    return channel_problem(name)
 
 
 def _not_json(spec: JobSpec) -> list[FieldError]:

@@ -52,7 +52,7 @@ def field_errors(error: PydanticError) -> list[FieldError]:
             loc, message = loc[:-2], "must have strings as names"
         path = _path(loc)
         if kind == BELOW:
-            path += f".{context[BELOW]}"
+            path = f"{path}.{context[BELOW]}" if path else context[BELOW]
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             path += ".type"
         found[FieldError(path, message)] = None

@@ -5,9 +5,11 @@ Every field is a `DELTAFAN_<NAME>` variable and a command-line flag; durations a
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 QUEUE_NAME: Final = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -76,7 +78,65 @@ class RelaySettings(Settings):
     )
     max_followers: int = Field(default=20_000, ge=1, description="SSE followers of one relay process.")
     relay_drain: float = Field(default=5.0, ge=0, description="How long requests may finish after SIGTERM.")
+    dev_tools: bool = Field(
+        default=False, description="Let the page kill workers. For development; only without API keys."
+    )
     page_model: str = Field(default="", max_length=200, description="Model that the page at / proposes.")
+
+
+class TokenSettings(Settings):
+    token_keys: tuple[str, ...] = Field(
+        default=(),
+        repr=False,
+        description="Keys of stream tokens, as kid=secret, separated by commas: the first signs, all are accepted.",
+    )
+    token_ttl: Seconds = Field(
+        default=3600.0, le=366 * 86_400.0, description="How long a stream token is good for, when nothing else is said."
+    )
+
+
+class PusherSettings(Settings):
+    """Of Pusher Channels, or of a server that speaks its protocol. `PUSHER_*` variables, not flags: secrets."""
+
+    app_id: str = Field(default="", pattern=r"^[0-9]*$")
+    key: str = ""
+    secret: SecretStr = SecretStr("")
+    cluster: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,32}$")
+    """Of the hosted service. Its API is `api-<cluster>.pusher.com`, its WebSockets `ws-<cluster>.pusher.com`."""
+    host: str | None = Field(default=None, pattern=r"^[^/\s]+$")
+    """Of a self-hosted server; wins over the cluster."""
+    port: int | None = Field(default=None, ge=1, le=65_535)
+    tls: bool = True
+    encryption_master_key: SecretStr | None = None
+    """32 bytes in base64, for `private-encrypted-` channels."""
+    interval: float = Field(default=0.05, ge=0, le=60)
+    """Seconds between two messages of a job on a channel, at least: Pusher bills by the message."""
+    timeout: Seconds = 5.0
+    """Seconds that one request may take."""
+
+    @field_validator("encryption_master_key")
+    @classmethod
+    def _thirty_two_bytes(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is None:
+            return None
+        try:
+            raw = base64.b64decode(key.get_secret_value(), validate=True)
+        except (binascii.Error, ValueError):
+            raw = b""
+        if len(raw) != 32:
+            raise ValueError("must be 32 bytes in base64, as `openssl rand -base64 32` gives them")
+        return key
+
+    @model_validator(mode="after")
+    def _whole(self) -> PusherSettings:
+        given = [bool(self.app_id), bool(self.key), bool(self.secret.get_secret_value())]
+        if any(given) and not all(given):
+            raise ValueError("PUSHER_APP_ID, PUSHER_KEY and PUSHER_SECRET belong together")
+        return self
+
+    @property
+    def configured(self) -> bool:
+        return bool(self.app_id)
 
 
 class ClientSettings(Settings):

@@ -23,10 +23,12 @@ from deltafan.settings import (
     ClientSettings,
     JobLimits,
     LogSettings,
+    PusherSettings,
     RedisSettings,
     RelaySettings,
     Retention,
     Settings,
+    TokenSettings,
     WorkerSettings,
 )
 
@@ -40,6 +42,24 @@ _OWN_WORDS: Final = {
     "too_short": "must name at least one",
     "string_pattern_mismatch": "may hold lower case letters, digits, - and _, at most 64, the first a letter or digit",
 }
+_PUSHER: Final[Mapping[str, tuple[str, ...]]] = {
+    "app_id": ("PUSHER_APP_ID",),
+    "key": ("PUSHER_KEY", "PUSHER_APP_KEY", "PUSHER_AUTH_KEY"),
+    "secret": ("PUSHER_SECRET", "PUSHER_APP_SECRET", "PUSHER_AUTH_SECRET"),
+    "cluster": ("PUSHER_CLUSTER", "PUSHER_APP_CLUSTER"),
+    "host": ("PUSHER_HOST",),
+    "port": ("PUSHER_PORT",),
+    "tls": ("PUSHER_TLS",),
+    "encryption_master_key": ("PUSHER_ENCRYPTION_MASTER_KEY",),
+    "interval": ("PUSHER_INTERVAL",),
+    "timeout": ("PUSHER_TIMEOUT",),
+}
+"""Fields of `PusherSettings` and their variables; the first that is set counts, the others are names of other tools."""
+_PUSHER_WORDS: Final = {
+    "PUSHER_APP_ID": "must be digits, as the dashboard shows it",
+    "PUSHER_HOST": "must be a host name without a scheme and a path",
+}
+_AUTH_VERSION: Final = "PUSHER_AUTH_VERSION"
 _TEST_PREFIX: Final = "DELTAFAN_TEST_"
 
 S = TypeVar("S", bound=Settings)
@@ -54,6 +74,8 @@ class Configuration:
     retention: Retention
     worker: WorkerSettings
     relay: RelaySettings
+    tokens: TokenSettings
+    pusher: PusherSettings
     llm: LLMSettings
     client: ClientSettings
     log: LogSettings
@@ -67,6 +89,7 @@ COMPONENTS: Final[tuple[type[Settings], ...]] = (
     Retention,
     WorkerSettings,
     RelaySettings,
+    TokenSettings,
     LLMSettings,
     ClientSettings,
     LogSettings,
@@ -107,6 +130,8 @@ def load(
         retention=reader.read(Retention),
         worker=reader.read(WorkerSettings),
         relay=reader.read(RelaySettings),
+        tokens=reader.read(TokenSettings),
+        pusher=_pusher(env, problems),
         llm=reader.read(LLMSettings, providers=providers),
         client=reader.read(ClientSettings),
         log=reader.read(LogSettings),
@@ -216,6 +241,25 @@ def _providers(env: Mapping[str, str], problems: list[str]) -> dict[str, Provide
         elif url is not None or key is not None:
             found[name] = ProviderSettings(base_url=url, api_key=SecretStr(key) if key else None)
     return found
+
+
+def _pusher(env: Mapping[str, str], problems: list[str]) -> PusherSettings:
+    """What the environment says of Pusher."""
+    names: dict[str, str] = {}
+    for setting, variables in _PUSHER.items():
+        found = next((name for name in variables if env.get(name, "").strip()), None)
+        if found is not None:
+            names[setting] = found
+    if env.get(_AUTH_VERSION, "1.0").strip() not in ("", "1.0"):
+        problems.append(f"{_AUTH_VERSION}: must be 1.0, the only version there is")
+    try:
+        return PusherSettings.model_validate({setting: env[name].strip() for setting, name in names.items()})
+    except PydanticError as error:
+        for finding in error.errors(include_url=False, include_context=False, include_input=False):
+            where = "".join(f"{names.get(str(part), str(part))}: " for part in finding["loc"])
+            rule = finding["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+            problems.append(f"{where}{_PUSHER_WORDS.get(where.partition(':')[0], rule)}")
+        return PusherSettings()
 
 
 def take_lifeline() -> Lifeline | None:

@@ -52,6 +52,12 @@ VALID: list[dict[str, Any]] = [
     },
     {**BASE, "tools": ["a", "b"], "sinks": ["pusher", "my-sink_2"]},
     {**BASE, "channel": "private-user=7@a,b.c;d:e/f#1"},
+    {
+        **BASE,
+        "sinks": ["pusher"],
+        "pusher_channels": ["news", "private-a@b", "presence-x", "private-encrypted-=;,." + "n" * 140],
+    },
+    {**BASE, "sinks": ["pusher"], "channel": "a:b", "pusher_channels": ["x"], "subject": "user 7, Zoë"},
     {**BASE, "channel": "my-deltafan:x"},
     {**BASE, "metadata": {"a": [1, {"b": None}]}, "idempotency_key": "ß" * 256},
     {**BASE, "queue": "a" * 64, "priority": "high"},
@@ -76,6 +82,13 @@ def test_a_spec_is_taken_and_stored_as_it_was_given(value: dict[str, Any]) -> No
 
 
 INVALID: list[tuple[dict[str, Any], str]] = [
+    ({**BASE, "pusher_channels": ["a:b"]}, "pusher_channels: 'a:b' may hold letters, digits and _ - = @ , . ; only"),
+    ({**BASE, "pusher_channels": ["a" * 165]}, f"pusher_channels: '{'a' * 164}' must have at most 164 characters"),
+    ({**BASE, "pusher_channels": ["private-"]}, "pusher_channels: 'private-' is a prefix only; a name must follow it"),
+    ({**BASE, "pusher_channels": ["private-job-7"]}, "pusher_channels: 'private-job-7' is reserved"),
+    ({**BASE, "pusher_channels": ["a"] * 2}, "pusher_channels: names something twice"),
+    ({**BASE, "sinks": ["pusher"], "channel": "a:b"}, "channel: as a Pusher channel it may hold letters"),
+    ({**BASE, "subject": "a\nb"}, "subject: must not hold control characters"),
     ({}, "model: is required"),
     ({"model": "m"}, "give either `prompt` or `messages`"),
     ({**BASE, "messages": [{"role": "user", "content": "x"}]}, "give either `prompt` or `messages`"),

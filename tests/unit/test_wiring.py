@@ -148,3 +148,40 @@ def test_variables_of_providers_do_not_clash_with_settings() -> None:
     names = {f"{name.upper()}_BASE_URL" for name in PROVIDERS} | {k for p in PROVIDERS.values() for k in p.key_names}
     assert not names & set(known_variables())
     assert variable("url") == "REDIS_URL"
+
+
+PUSHER = {"PUSHER_APP_ID": "7", "PUSHER_KEY": "key", "PUSHER_SECRET": "s3cret-s3cret"}
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        PUSHER | {"PUSHER_CLUSTER": "eu"},
+        {"PUSHER_APP_ID": "7", "PUSHER_AUTH_KEY": "key", "PUSHER_AUTH_SECRET": "s3cret-s3cret"}
+        | {"PUSHER_APP_CLUSTER": "eu", "PUSHER_AUTH_VERSION": "1.0"},
+    ],
+)
+def test_pushers_credentials_come_by_their_names_and_by_the_older_ones(env: dict[str, str]) -> None:
+    found = load(env).pusher
+    assert found.configured
+    assert (found.app_id, found.key, found.cluster, found.tls) == ("7", "key", "eu", True)
+    assert found.secret.get_secret_value() == "s3cret-s3cret"
+    assert "s3cret" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"PUSHER_APP_ID": "7"}, "PUSHER_APP_ID, PUSHER_KEY and PUSHER_SECRET belong together"),
+        (PUSHER | {"PUSHER_APP_ID": "x"}, "PUSHER_APP_ID: must be digits"),
+        (PUSHER | {"PUSHER_HOST": "https://a"}, "PUSHER_HOST: must be a host name"),
+        (PUSHER | {"PUSHER_PORT": "0"}, "PUSHER_PORT: must be greater than or equal to 1"),
+        (PUSHER | {"PUSHER_AUTH_VERSION": "2.0"}, "PUSHER_AUTH_VERSION: must be 1.0"),
+        (PUSHER | {"PUSHER_ENCRYPTION_MASTER_KEY": "AAAA"}, "PUSHER_ENCRYPTION_MASTER_KEY: must be 32 bytes in base64"),
+    ],
+)
+def test_what_is_wrong_with_pushers_settings_is_named(env: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load(env)
+    assert told in str(error.value)
+    assert "s3cret" not in str(error.value)

@@ -13,6 +13,7 @@ import orjson
 
 from deltafan.broker.keys import GROUP, Partition
 from deltafan.broker.scripts import ENQUEUE, Arg, Call, pairs
+from deltafan.channels import pusher_channels
 from deltafan.errors import ConflictError, FieldError, QueueFull, ValidationError
 from deltafan.job import JobSpec, JobState
 
@@ -87,6 +88,10 @@ def build(
         "retention": spec.retention if spec.retention is not None else "",
         "errors": "[]",
     }
+    if spec.subject is not None:
+        record["subject"] = spec.subject
+    if "pusher" in spec.sinks:
+        record["pusher_channels"] = orjson.dumps(pusher_channels(job_id, spec.pusher_channels, spec.channel))
     if retry_of is not None:
         record["retry_of"] = retry_of
     args: list[Arg] = [

@@ -41,6 +41,9 @@ _FIELDS = (
     "cancel",
     "owner",
     "retry_of",
+    "channel",
+    "pusher_channels",
+    "subject",
 )
 
 
@@ -80,6 +83,12 @@ class JobStatus:
     worker: str | None
     retry_of: str | None = field(default=None)
     """The dead job that this one runs again."""
+    channel: str | None = field(default=None)
+    """The Redis channel of the user's to which the events go as well."""
+    pusher_channels: tuple[str, ...] = field(default=())
+    """The Pusher channels to which they go."""
+    subject: str | None = field(default=None)
+    """The end user whose job it is."""
 
     @property
     def has_ended(self) -> bool:
@@ -133,6 +142,9 @@ def _status(job_id: str, values: Sequence[bytes | None]) -> JobStatus:
         metadata=_json(h["metadata"], {}),
         worker=_text(h["owner"]),
         retry_of=_text(h["retry_of"]),
+        channel=_text(h["channel"]),
+        pusher_channels=tuple(_json(h["pusher_channels"], ())),
+        subject=_text(h["subject"]),
     )
 
 

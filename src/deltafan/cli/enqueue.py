@@ -59,6 +59,11 @@ def enqueue(
     sink: Annotated[
         list[str] | None, typer.Option(help="A further sink of the worker; may be repeated.", rich_help_panel=_TO)
     ] = None,
+    pusher_channel: Annotated[
+        list[str] | None,
+        typer.Option(help="A Pusher channel, for --sink pusher; may be repeated.", rich_help_panel=_TO),
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="The user of yours whose job it is.", rich_help_panel=_TO)] = None,
     queue: Annotated[str | None, typer.Option(help="The queue (default: default).", rich_help_panel=_WHEN)] = None,
     priority: Annotated[Priority | None, typer.Option(help="Before or after others.", rich_help_panel=_WHEN)] = None,
     delay: Annotated[
@@ -105,6 +110,8 @@ def enqueue(
         "tools": tool,
         "sinks": sink,
         "channel": channel,
+        "pusher_channels": pusher_channel,
+        "subject": subject,
         "queue": queue,
         "priority": priority,
         "delay": delay,
