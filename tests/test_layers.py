@@ -19,7 +19,7 @@ FLOORS = {
     1: ("job", "job_errors", "settings", "telemetry", "lifeline", "program"),
     2: ("llm", "broker", "sinks"),
     3: ("engine", "relay", "devserver"),
-    4: ("wiring", "worker", "queues"),
+    4: ("wiring", "worker", "queues", "client"),
     5: ("cli", "__main__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

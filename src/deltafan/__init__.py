@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deltafan.broker.listing import JobPage
     from deltafan.broker.queue import AsyncJob, JobResult
     from deltafan.broker.status import JobStatus
+    from deltafan.client import OpenAIClient, PusherSink
     from deltafan.errors import (
         BrokerUnavailable,
         CompletionError,
@@ -51,7 +52,8 @@ if TYPE_CHECKING:
     from deltafan.job import JobSpec
     from deltafan.llm.tools import Tool, tool
     from deltafan.queues import AsyncQueue, Queue
-    from deltafan.sinks.base import JobInfo, Sink, SinkFactory
+    from deltafan.settings import PusherSettings
+    from deltafan.sinks.base import JobInfo, Sink, SinkFactory, SinkUnavailable, Undeliverable
     from deltafan.sinks.memory import MemorySink
     from deltafan.sinks.redis_channel import RedisChannelSink
     from deltafan.transcript import Transcript
@@ -84,6 +86,9 @@ __all__ = [
     "LogExpired",
     "MemorySink",
     "Meta",
+    "OpenAIClient",
+    "PusherSettings",
+    "PusherSink",
     "Queue",
     "QueueFull",
     "ReasoningDelta",
@@ -91,11 +96,13 @@ __all__ = [
     "RefusalDelta",
     "Sink",
     "SinkFactory",
+    "SinkUnavailable",
     "TextDelta",
     "Tool",
     "ToolCallDelta",
     "ToolResult",
     "Transcript",
+    "Undeliverable",
     "Usage",
     "ValidationError",
     "__version__",
@@ -109,6 +116,7 @@ _HOMES = {
     "broker.listing": ("JobPage",),
     "broker.queue": ("AsyncJob", "JobResult"),
     "broker.status": ("JobStatus",),
+    "client": ("OpenAIClient", "PusherSink"),
     "errors": (
         "BrokerUnavailable",
         "CompletionError",
@@ -138,7 +146,8 @@ _HOMES = {
     "job": ("JobSpec",),
     "llm.tools": ("Tool", "tool"),
     "queues": ("AsyncQueue", "Queue"),
-    "sinks.base": ("JobInfo", "Sink", "SinkFactory"),
+    "settings": ("PusherSettings",),
+    "sinks.base": ("JobInfo", "Sink", "SinkFactory", "SinkUnavailable", "Undeliverable"),
     "sinks.memory": ("MemorySink",),
     "sinks.redis_channel": ("RedisChannelSink",),
     "transcript": ("Transcript",),

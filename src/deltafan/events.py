@@ -6,7 +6,7 @@ A completion yields events; the log gives each an id; a follower reads them back
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled", "expired", "error"]
 FINISH_REASONS: tuple[FinishReason, ...] = (
@@ -20,6 +20,10 @@ FINISH_REASONS: tuple[FinishReason, ...] = (
 )
 
 UsageSource = Literal["reported", "estimated", "unknown"]
+
+
+MAX_SEQ: Final = 2**62
+"""Greater than any `seq`: of the event after all events of an attempt."""
 
 
 class EventId(NamedTuple):

@@ -24,6 +24,8 @@ from deltafan.llm.client import OpenAICompletions
 from deltafan.llm.tools import Tool
 from deltafan.program import in_loop, on_signals
 from deltafan.sinks.base import SinkFactory
+from deltafan.sinks.pusher.publisher import Publisher
+from deltafan.sinks.pusher.sink import PUSHER, pusher_sinks
 from deltafan.telemetry import logs
 from deltafan.telemetry.hooks import Hook
 from deltafan.wiring import Configuration, child_environment, load, take_lifeline
@@ -92,8 +94,14 @@ async def _serve(
     exit_code = on_signals(end)
     if lifeline is not None:
         lifeline.on_loss(in_loop(end_at_once))
-    async with Connections(configuration.redis) as connections, OpenAICompletions(configuration.llm) as client:
+    async with (
+        Connections(configuration.redis) as connections,
+        OpenAICompletions(configuration.llm) as client,
+        Publisher(configuration.pusher, hook) as publisher,
+    ):
         client.prepare(configuration.llm.default_provider)
+        if configuration.pusher.configured:
+            sinks = {PUSHER: pusher_sinks(publisher), **sinks}
         services = Services(
             completions=Retrying(client),
             settings=configuration.worker,

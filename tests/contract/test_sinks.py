@@ -11,10 +11,10 @@ import pytest
 import redis.asyncio
 
 from deltafan.coalesce import coalesce
-from deltafan.events import Done, Event, EventId, Meta, TextDelta
+from deltafan.events import Done, Event, EventId, Meta, TextDelta, Usage
 from deltafan.sinks import fanout
-from deltafan.sinks.base import JobInfo, Sink
-from deltafan.sinks.fanout import BUFFER, Fanout, SinkRunner, unknown_sinks
+from deltafan.sinks.base import JobInfo, Sink, SinkUnavailable, Undeliverable
+from deltafan.sinks.fanout import BUFFER, FROM_THE_START, Fanout, SinkRunner, Start, unknown_sinks
 from deltafan.sinks.memory import MemorySink
 from deltafan.sinks.redis_channel import RedisChannelSink
 from deltafan.telemetry.hooks import Signal
@@ -41,6 +41,10 @@ class Log:
             self.away -= 1
             raise ConnectionError("Redis is away")
         return [e for e in self.events if after is None or (e.id is not None and e.id > after)][:PAGE]
+
+    @property
+    def last(self) -> EventId:
+        return EventId(1, len(self.events) - 1)
 
     def append(self, *events: Event) -> None:
         first = len(self.events)
@@ -88,7 +92,7 @@ class Flaky(MemorySink):
 
 @asynccontextmanager
 async def serving(
-    log: Log, *sinks: Sink, after: EventId | None = None
+    log: Log, *sinks: Sink, start: Start = FROM_THE_START
 ) -> AsyncIterator[tuple[Fanout, list[SinkRunner]]]:
     signals: list[Signal] = []
 
@@ -100,7 +104,7 @@ async def serving(
         return make
 
     runners = [
-        SinkRunner(f"s{n}", factory(sink), INFO, log.read, signals.append, after)  # type: ignore[arg-type]
+        SinkRunner(f"s{n}", factory(sink), INFO, log.read, signals.append, start)  # type: ignore[arg-type]
         for n, sink in enumerate(sinks)
     ]
     made = Fanout(runners)
@@ -115,6 +119,12 @@ async def _complete(*runners: SinkRunner) -> None:
     async with asyncio.timeout(5):
         for runner in runners:
             await runner.complete.wait()
+
+
+async def _delivered(runner: SinkRunner, event_id: EventId) -> None:
+    async with asyncio.timeout(5):
+        while runner.delivered is None or runner.delivered < event_id:
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +142,7 @@ async def test_a_sink_gets_everything_in_order_once_and_is_closed() -> None:
             if n % 7 == 0:
                 await asyncio.sleep(0)
         log.append(Done(text_length=len("a" + "".join(map(str, range(200))))))
-        standing = await made.settle(5)
+        standing = await made.settle(log.last, 5)
     check_whole(sink.events, "a" + "".join(map(str, range(200))))
     assert sink.closed
     assert standing == {"s0": {"state": "delivered", "last_id": "1-202"}}
@@ -157,7 +167,7 @@ async def test_what_arrives_while_a_batch_is_under_way_is_merged() -> None:
 async def test_merging_keeps_ids_so_that_a_receiver_can_go_on_from_any() -> None:
     log, sink = Log(), MemorySink()
     log.append(Meta(), TextDelta("a"), TextDelta("b"), Done(text_length=2))
-    async with serving(log, sink, after=EventId(1, 1)) as (_, runners):
+    async with serving(log, sink, start=Start(after=EventId(1, 1))) as (_, runners):
         await _complete(*runners)
     assert check_order(coalesce(sink.events), EventId(1, 1)) == log.events[2:]
 
@@ -222,11 +232,98 @@ async def test_a_failing_sink_is_tried_again_and_misses_nothing() -> None:
     log.append(Meta(), TextDelta("a"))
     async with serving(log, flaky, other) as (made, runners):
         log.append(TextDelta("b"), Done(text_length=2))
-        standing = await made.settle(5)
+        standing = await made.settle(log.last, 5)
     check_whole(flaky.events, "ab")
     check_whole(other.events, "ab")
     assert standing["s0"] == {"state": "delivered", "last_id": "1-3"}
     assert runners[0].error is None
+
+
+async def test_a_batch_that_may_have_arrived_comes_again_as_it_was() -> None:
+    """Merged with what came since, it would overlap with what a receiver has, which cannot cut an event in two."""
+
+    class Doubtful(MemorySink):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches: list[list[Event]] = []
+            self.failing = asyncio.Event()
+            self.more = asyncio.Event()
+
+        async def emit(self, batch: Sequence[Event]) -> None:
+            self.batches.append(list(batch))
+            if any(isinstance(event, TextDelta) for event in batch) and not self.more.is_set():
+                self.failing.set()
+                await self.more.wait()
+                raise ConnectionError("no answer")
+            await super().emit(batch)
+
+    log, sink = Log(), Doubtful()
+    log.append(Meta())
+    async with serving(log, sink) as (_, runners):
+        log.append(TextDelta("a"), TextDelta("b"))
+        await sink.failing.wait()
+        log.append(TextDelta("c"), Done(text_length=3))
+        sink.more.set()
+        await _complete(*runners)
+    doubtful = next(place for place, batch in enumerate(sink.batches) if any(e.type == "text_delta" for e in batch))
+    assert sink.batches[doubtful] == sink.batches[doubtful + 1]
+    check_whole(sink.events, "abc")
+
+
+async def test_what_an_earlier_worker_may_have_sent_is_not_merged() -> None:
+    log, sink = Log(), MemorySink()
+    log.append(Meta(), *(TextDelta(text) for text in "abcdef"), Done(text_length=6))
+    async with serving(log, sink, start=Start(maybe_sent=EventId(1, 3))) as (_, runners):
+        await _complete(*runners)
+    assert [event.id for event in sink.events] == [EventId(1, n) for n in (0, 1, 2, 3, 6, 7)]
+    check_whole(sink.events, "abcdef")
+
+
+async def test_what_a_sink_refuses_for_good_is_left_out_and_told() -> None:
+    class Picky(MemorySink):
+        async def emit(self, batch: Sequence[Event]) -> None:
+            if any(event.type == "usage" for event in batch):
+                raise Undeliverable("too large")
+            await super().emit(batch)
+
+    log, sink = Log(), Picky()
+    log.append(Meta(), TextDelta("a"), Usage(1, 1, 2))
+    async with serving(log, sink) as (made, runners):
+        await _delivered(runners[0], EventId(1, 2))
+        log.append(Done(text_length=1))
+        standing = await made.settle(log.last, 5)
+    assert sink.events[-1] == log.events[-1]
+    assert standing == {
+        "s0": {"state": "incomplete", "last_id": "1-3", "refused": 1, "error": "Undeliverable: too large"}
+    }
+
+
+async def test_a_sink_that_would_refuse_everything_is_given_up() -> None:
+    class Locked(MemorySink):
+        tries = 0
+
+        async def emit(self, batch: Sequence[Event]) -> None:
+            self.tries += 1
+            raise Undeliverable("wrong key", final=True)
+
+    log, sink = Log(), Locked()
+    log.append(Meta(), Done())
+    async with serving(log, sink) as (made, _):
+        standing = await made.settle(log.last, 60)
+    assert (sink.tries, sink.closed) == (1, True)
+    assert standing["s0"] == {"state": "failed", "last_id": None, "refused": 1, "error": "Undeliverable: wrong key"}
+
+
+async def test_a_job_that_has_ended_does_not_wait_for_a_try_beyond_its_budget() -> None:
+    class Closed(MemorySink):
+        async def emit(self, batch: Sequence[Event]) -> None:
+            raise SinkUnavailable("over quota", retry_after=3600)
+
+    log, sink = Log(), Closed()
+    log.append(Meta(), Done())
+    async with serving(log, sink) as (made, _), asyncio.timeout(20):
+        standing = await made.settle(log.last, 600)
+    assert standing["s0"] == {"state": "behind", "last_id": None, "error": "SinkUnavailable: over quota"}
 
 
 async def test_a_log_that_cannot_be_read_for_a_while_is_waited_for() -> None:
@@ -244,7 +341,7 @@ async def test_a_sink_that_stays_behind_is_stopped_closed_and_named() -> None:
     log.append(Meta(), Done())
     async with serving(log, dead, stuck) as (made, _):
         await stuck.entered.wait()
-        standing = await made.settle(0.05)
+        standing = await made.settle(log.last, 0.05)
     assert standing["s0"] == {"state": "behind", "last_id": None, "error": "ConnectionError: try again"}
     assert standing["s1"] == {"state": "behind", "last_id": None}
     assert stuck.closed
@@ -260,7 +357,7 @@ async def test_a_factory_that_fails_is_tried_again() -> None:
         return sink
 
     signals: list[Signal] = []
-    runner = SinkRunner("s", make, INFO, log.read, signals.append, None)
+    runner = SinkRunner("s", make, INFO, log.read, signals.append)
     try:
         await _complete(runner)
     finally:
@@ -280,7 +377,7 @@ async def test_a_sink_with_its_done_closes_in_peace_and_may_fail_at_it() -> None
     log, sink = Log(), Closing()
     log.append(Meta(), Done())
     async with serving(log, sink) as (made, _):
-        standing = await made.settle(5)
+        standing = await made.settle(log.last, 5)
     assert sink.closed
     assert standing["s0"]["state"] == "delivered"
 
@@ -288,7 +385,7 @@ async def test_a_sink_with_its_done_closes_in_peace_and_may_fail_at_it() -> None
 async def test_settling_nothing_takes_no_time() -> None:
     made = Fanout(())
     assert not made
-    assert await made.settle(60) == {}
+    assert await made.settle(EventId(1, 0), 60) == {}
 
 
 def test_unknown_sinks_are_named_in_order() -> None:

@@ -104,8 +104,7 @@ class Ending:
             events = [*rest, *plan.finals]
             answer = await self._patiently(partial(self._finish_once, plan, events, total))
             if answer in ("finished", "duplicate"):
-                self._land(events)
-                await self._settle_sinks()
+                await self._settle_sinks(self._land(events))
                 return
             if answer == "cancelled":  # the cancel came before our end, and wins
                 plan = self._plan(Stopped("cancelled", _usage_of(plan.finals)))
@@ -135,10 +134,11 @@ class Ending:
         if answer == "cancelled":
             await self._finish(rest, self._plan(Stopped("cancelled", failed.usage)), total)
         elif answer in ("delayed", "duplicate"):
-            self._land(events)
+            last = self._land(events)
             self._services.hook(
                 Signal("job.retrying", "info", {"job": self._claim.job_id, "code": error.code, "wait": round(wait, 3)})
             )
+            await self._fanout.settle(last, min(wait, self._services.settings.sink_budget))
 
     async def _retry_once(self, events: Sequence[Event], error: Error, wait: float, total: Usage) -> str:
         record: dict[str, Arg] = {"usage": orjson.dumps(payload(total)), "usage_lost": "", "chars": self._log.chars}
@@ -192,7 +192,8 @@ class Ending:
             encode(self._claim.job_id, EventId(attempt, first + place), event) for place, event in enumerate(events)
         ]
 
-    def _land(self, events: Sequence[Event]) -> None:
+    def _land(self, events: Sequence[Event]) -> EventId:
+        """Hand what has been written to the sinks. Gives the last id."""
         first, attempt = self._log.next_seq, self._claim.attempt
         self._fanout.offer(
             [
@@ -200,6 +201,7 @@ class Ending:
                 for place, event in enumerate(events)
             ]
         )
+        return EventId(attempt, first + len(events) - 1)
 
     def _record(self, plan: _Plan, total: Usage) -> dict[str, Arg]:
         record: dict[str, Arg] = {
@@ -213,11 +215,11 @@ class Ending:
             record["error"] = orjson.dumps(payload(plan.error))
         return record
 
-    async def _settle_sinks(self) -> None:
+    async def _settle_sinks(self, last: EventId) -> None:
         """The job has ended; it is acknowledged when its sinks have its `done`, or have run out of their budget."""
         if not self._fanout:
             return
-        standing = await self._fanout.settle(self._services.settings.sink_budget)
+        standing = await self._fanout.settle(last, self._services.settings.sink_budget)
         await self._patiently(partial(self._acknowledge, standing))
 
     async def _acknowledge(self, standing: Mapping[str, dict[str, Any]]) -> str:

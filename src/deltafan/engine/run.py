@@ -14,13 +14,12 @@ from deltafan.engine.flusher import Flusher
 from deltafan.engine.history import History, read_history
 from deltafan.engine.joblog import JobLog
 from deltafan.engine.outcome import Completed, Failed, Outcome, Stopped, StopReason
-from deltafan.engine.services import Services
+from deltafan.engine.services import Services, job_info
 from deltafan.errors import BrokerUnavailable, CompletionError
-from deltafan.events import Done, Event, FinishReason, Usage
+from deltafan.events import MAX_SEQ, Done, Event, EventId, FinishReason, Usage
 from deltafan.llm import Request
 from deltafan.llm.usage import add, estimate
-from deltafan.sinks.base import JobInfo
-from deltafan.sinks.fanout import Fanout, unknown_sinks
+from deltafan.sinks.fanout import FROM_THE_START, Fanout, Start, unknown_sinks
 from deltafan.telemetry.hooks import Signal
 
 _SECOND = 1000
@@ -166,7 +165,9 @@ class JobRun:
         missing = unknown_sinks(spec.sinks, self._services.sinks)
         if missing:
             has = ", ".join(sorted(self._services.sinks)) or "none"
-            return CompletionError("bad_request", f"sinks: this worker has no {', '.join(missing)} (it has: {has})")
+            hint = "; set PUSHER_APP_ID, PUSHER_KEY and PUSHER_SECRET" if "pusher" in missing else ""
+            told = f"sinks: this worker has no {', '.join(missing)} (it has: {has}{hint})"
+            return CompletionError("bad_request", told)
         return self._services.tool_problem(spec)
 
     def _estimate(self) -> Usage:
@@ -187,11 +188,19 @@ class JobRun:
         claim, spec = self.claim, self.claim.spec
         if unknown_sinks(spec.sinks, self._services.sinks):
             return Fanout(())
-        info = JobInfo(claim.job_id, claim.tenant, spec.channel, spec.metadata)
-        fanout = Fanout(self._services.runners(info, spec.sinks, self._connections))
+        info = job_info(claim.job_id, claim.tenant, spec)
+        fanout = Fanout(self._services.runners(info, spec.sinks, self._connections, lambda _: self._start()))
         if fanout:
             self.log.on_appended = fanout.offer
         return fanout
+
+    def _start(self) -> Start:
+        """A sink begins with this attempt, which makes void what went before; or, where it goes on from that, with all
+        of it, because nobody can tell how far the worker before had got."""
+        before = EventId(self.claim.attempt - 1, MAX_SEQ)
+        if self.claim.attempt == 1:
+            return FROM_THE_START
+        return Start(maybe_sent=before) if self.claim.how == "continued" else Start(after=before)
 
     async def _watch(self, patience: float) -> None:
         """Stop the attempt when nobody has listened to its channels for `patience` seconds."""

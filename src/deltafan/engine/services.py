@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deltafan.broker.connections import Connections
@@ -14,7 +14,7 @@ from deltafan.llm import Completions, LLMSettings, provider_facts, split_model
 from deltafan.llm.tools import Tool, ToolLoop
 from deltafan.settings import JobLimits, Retention, WorkerSettings
 from deltafan.sinks.base import JobInfo, SinkFactory
-from deltafan.sinks.fanout import CatchUp, SinkRunner
+from deltafan.sinks.fanout import CatchUp, SinkRunner, Start
 from deltafan.telemetry.hooks import Hook, silent
 
 
@@ -54,11 +54,19 @@ class Services:
         job: JobInfo,
         names: Sequence[str],
         connections: Connections,
-        after: Mapping[str, EventId | None] | None = None,
+        start: Callable[[str], Start],
     ) -> list[SinkRunner]:
-        """A runner for each of a job's sinks, from where each stopped."""
+        """A runner for each of a job's sinks.
+
+        :param start: where each begins, by its name.
+        """
         catch_up = log_reader(connections, job.id)
-        return [SinkRunner(name, self.sinks[name], job, catch_up, self.hook, (after or {}).get(name)) for name in names]
+        return [SinkRunner(name, self.sinks[name], job, catch_up, self.hook, start(name)) for name in names]
+
+
+def job_info(job_id: str, tenant: str, spec: JobSpec) -> JobInfo:
+    """What the sinks of a job may know of it."""
+    return JobInfo(job_id, tenant, spec.channel, spec.metadata, tuple(spec.pusher_channels), spec.subject)
 
 
 def log_reader(connections: Connections, job_id: str) -> CatchUp:

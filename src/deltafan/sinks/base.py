@@ -13,9 +13,9 @@ class Sink(Protocol):
     """One job's way to one destination.
 
     `emit` gets events in the order of their ids, never two calls at once, deltas possibly merged (an event then carries
-    the last id of its run). An error means that the batch may not have arrived: the same events come again. A sink may
-    be slow; its own next batch grows meanwhile, and nothing else waits for it. After a worker's crash a successor may
-    send events again that had arrived: receivers drop ids that they have seen.
+    the last id of its run). An error means that the batch may not have arrived: the same events come again, unless it
+    is `Undeliverable`. A sink may be slow; its own next batch grows meanwhile, and nothing else waits for it. After a
+    worker's crash a successor may send events again that had arrived: receivers drop ids that they have seen.
 
     `aclose` is called once, after the last `emit`, also after failures.
     """
@@ -33,6 +33,30 @@ class JobInfo:
     tenant: str
     channel: str | None
     metadata: dict[str, Any]
+    pusher_channels: tuple[str, ...] = ()
+    subject: str | None = None
+
+
+class SinkUnavailable(Exception):
+    """A sink's destination cannot be reached now. The same events come again.
+
+    :param retry_after: seconds before which there is no use in trying.
+    """
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Undeliverable(Exception):
+    """The destination refused events for good. They are left out; those after them are delivered all the same.
+
+    :param final: it would refuse every other event, too: the sink is given up.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 SinkFactory = Callable[[JobInfo], Awaitable[Sink]]

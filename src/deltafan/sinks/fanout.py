@@ -2,7 +2,10 @@
 
 Each has a runner of its own: while a batch is under way, what arrives is merged; when it has gone, the merged batch
 goes. A runner's buffer is bounded: one that overflows is thrown away, and the sink catches up from the log. A sink that
-fails is tried again, and never delays the log, the model or another sink.
+fails is tried again, and never delays the log, the model or another sink. What a sink refuses for good is left out.
+
+A batch that may have arrived is sent again just as it was, and so is what an earlier worker may have sent: merged anew,
+it could overlap with what a receiver has, which drops ids that it has seen and cannot cut an event in two.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from deltafan.coalesce import coalesce
 from deltafan.events import Event, EventId
-from deltafan.sinks.base import JobInfo, Sink, SinkFactory
+from deltafan.sinks.base import JobInfo, Sink, SinkFactory, Undeliverable
 from deltafan.telemetry.hooks import Hook, Signal
 
 BUFFER = 2048
@@ -28,14 +32,34 @@ CatchUp = Callable[[EventId | None], Awaitable[Sequence[Event]]]
 """Reads what follows an id from the job's log: a page, empty at the end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a sink begins in the log."""
+
+    after: EventId | None = None
+    """It begins with what follows."""
+    maybe_sent: EventId | None = None
+    """Up to here an earlier worker may have sent events: they are not merged."""
+
+
+FROM_THE_START: Final = Start()
+
+
 class SinkRunner:
-    """Carries one job's events to one sink, from a cursor on, until `done` or until it is stopped."""
+    """Carries one job's events to one sink, until `done` or until it is stopped."""
 
     def __init__(
-        self, name: str, factory: SinkFactory, job: JobInfo, catch_up: CatchUp, hook: Hook, after: EventId | None
+        self,
+        name: str,
+        factory: SinkFactory,
+        job: JobInfo,
+        catch_up: CatchUp,
+        hook: Hook,
+        start: Start = FROM_THE_START,
     ) -> None:
         self.name = name
-        self.delivered = after
+        self.delivered: EventId | None = None
+        self._start = start
         self.error: str | None = None
         self._factory = factory
         self._job = job
@@ -46,6 +70,12 @@ class SinkRunner:
         self._news = asyncio.Event()
         self._news.set()
         self.complete = asyncio.Event()
+        self._awaited: EventId | None = None
+        self._reached = asyncio.Event()
+        self._refused = 0
+        self._given_up = False
+        self._deadline: float | None = None  # by the loop's clock: the job has ended, and waits no longer than this
+        self._settling = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"deltafan-sink-{name}-{job.id}")
 
     def offer(self, events: Sequence[Event]) -> None:
@@ -57,6 +87,18 @@ class SinkRunner:
             self._buffer.extend(events)
         self._news.set()
 
+    async def settle(self, last: EventId, budget: float) -> None:
+        """Wait until the sink has the event `last`, at most `budget` seconds, or until it is clear that it will not."""
+        self._awaited = last
+        self._arrived()
+        self._deadline = asyncio.get_running_loop().time() + budget
+        self._settling.set()
+        reached = asyncio.create_task(self._reached.wait())
+        try:
+            await asyncio.wait({reached, self._task}, timeout=budget, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reached.cancel()
+
     async def stop(self) -> None:
         if self.complete.is_set():  # it is closing by itself
             await asyncio.wait({self._task}, timeout=_CLOSE_SECONDS)
@@ -64,46 +106,82 @@ class SinkRunner:
         await asyncio.gather(self._task, return_exceptions=True)
 
     def status(self) -> dict[str, Any]:
-        state = "delivered" if self.complete.is_set() else "behind" if self._task.done() else "delivering"
-        status: dict[str, Any] = {"state": state, "last_id": str(self.delivered) if self.delivered else None}
-        if self.error is not None and state != "delivered":
+        status: dict[str, Any] = {"state": self._state(), "last_id": str(self.delivered) if self.delivered else None}
+        if self._refused:
+            status["refused"] = self._refused
+        if self.error is not None and status["state"] != "delivered":
             status["error"] = self.error
         return status
+
+    def _state(self) -> str:
+        if self._given_up:
+            return "failed"
+        if self.complete.is_set():
+            return "incomplete" if self._refused else "delivered"
+        return "behind" if self._task.done() else "delivering"
 
     async def _run(self) -> None:
         wait = _RETRY_MIN
         sink: Sink | None = None
+        batch: list[Event] = []
         try:
             while not self.complete.is_set():
-                await self._news.wait()
-                batch = await self._next()
                 if not batch:
+                    await self._news.wait()
+                    batch = await self._next()
                     continue
                 try:
                     sink = sink or await self._factory(self._job)
                     await sink.emit(batch)
+                    self.error = None if not self._refused else self.error
+                except Undeliverable as error:
+                    self._failed(error)
+                    self._refused += 1
+                    if error.final:
+                        self._given_up = True
+                        return
                 except Exception as error:  # a user's sink may raise anything; the log has the events
                     self._failed(error)
-                    self._buffer.clear()
-                    self._behind = True
-                    self._news.set()
-                    await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, not a secret
+                    jittered = random.uniform(wait / 2, wait)  # noqa: S311 - jitter, not a secret
+                    if not await self._pause(max(jittered, getattr(error, "retry_after", 0.0))):
+                        return
                     wait = min(wait * 2, _RETRY_MAX)
                     continue
-                wait, self.error = _RETRY_MIN, None
+                wait = _RETRY_MIN
                 self.delivered = batch[-1].id
                 if batch[-1].type == "done":
                     self.complete.set()
+                self._arrived()
+                batch = []
         finally:
             if sink is not None:
                 await self._close(sink)
+
+    def _arrived(self) -> None:
+        if self._awaited is not None and self.delivered is not None and self.delivered >= self._awaited:
+            self._reached.set()
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait before the next try. False: the job has ended, and would not wait for that try."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        if self._deadline is None:
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._settling.wait()
+            except TimeoutError:
+                return True
+        if self._deadline is not None and until > self._deadline:
+            return False
+        await asyncio.sleep(until - clock())
+        return True
 
     async def _next(self) -> list[Event]:
         if self._behind:
             self._behind = False
             self._buffer.clear()
             try:
-                page = await self._catch_up(self.delivered)
+                page = await self._catch_up(self.delivered or self._start.after)
             except Exception as error:
                 self._failed(error)
                 self._behind = True
@@ -111,15 +189,21 @@ class SinkRunner:
                 return []
             if page:
                 self._behind = page[-1].type != "done"  # until a page is empty, there may be more
-                return list(page)
+                return self._merged(page)
         batch = [event for event in self._buffer if event.id is not None and self._is_new(event.id)]
         self._buffer.clear()
         if not self._behind:  # it may have overflowed while the log was read
             self._news.clear()
-        return list(coalesce(batch))
+        return self._merged(batch)
+
+    def _merged(self, events: Sequence[Event]) -> list[Event]:
+        sent = self._start.maybe_sent
+        again = [event for event in events if sent is not None and event.id is not None and event.id <= sent]
+        return [*again, *coalesce(events[len(again) :])]
 
     def _is_new(self, event_id: EventId) -> bool:
-        return self.delivered is None or event_id > self.delivered
+        seen = self.delivered or self._start.after
+        return seen is None or event_id > seen
 
     def _failed(self, error: Exception) -> None:
         self.error = f"{type(error).__name__}: {error}"[:200]
@@ -145,17 +229,13 @@ class Fanout:
         for runner in self._runners:
             runner.offer(events)
 
-    async def settle(self, budget: float) -> Mapping[str, dict[str, Any]]:
-        """Wait, at most `budget` seconds, until every sink has its `done`; stop those that are behind.
+    async def settle(self, last: EventId, budget: float) -> Mapping[str, dict[str, Any]]:
+        """Wait, at most `budget` seconds, until every sink has the event `last`; stop those that are behind.
 
         :return: how each stands, by name.
         """
-        waits = [asyncio.create_task(runner.complete.wait()) for runner in self._runners]
-        if waits:
-            await asyncio.wait(waits, timeout=budget)
+        await asyncio.gather(*(runner.settle(last, budget) for runner in self._runners))
         await self.aclose()
-        for wait in waits:
-            wait.cancel()
         return {runner.name: runner.status() for runner in self._runners}
 
     async def aclose(self) -> None:

@@ -1,0 +1,1 @@
+"""Pusher Channels, or any server that speaks its protocol, as a sink."""
