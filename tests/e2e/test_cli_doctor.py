@@ -11,6 +11,7 @@ import redis
 
 from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Provider, Script, running
+from deltafan.devserver.pusher import running as pusher_running
 from deltafan.devserver.valkey import EmbeddedValkey
 from tests.conftest import StartWorker
 from tests.e2e.cli_kit import cli
@@ -103,6 +104,19 @@ async def test_a_provider_is_asked_with_our_key(redis_url: str, provider: Provid
     assert [found["provider"]["level"] for _, found in results] == ["ok", "fail", "fail", "fail"]
     assert "refuses the key (401)" in results[1][1]["provider"]["seen"]
     assert results[3][1]["provider"]["mend"] == "set OPENAI_API_KEY"
+
+
+async def test_pusher_is_asked_with_our_credentials(redis_url: str) -> None:
+    async with pusher_running() as emulator:
+        right = emulator.variables
+        results = await asyncio.gather(
+            doctor(redis_url, **right),
+            doctor(redis_url, **right | {"PUSHER_SECRET": "another-secret"}),
+            doctor(redis_url, **right | {"PUSHER_PORT": "1"}),
+            doctor(redis_url),
+        )
+    assert [found.get("pusher", {}).get("level") for _, found in results] == ["ok", "fail", "fail", None]
+    assert "PUSHER_SECRET" in results[1][1]["pusher"]["mend"]
 
 
 async def test_what_cannot_be_checked_is_a_finding_too() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -23,7 +24,10 @@ async def test_the_demo_streams_an_answer_says_what_it_used_and_leaves_nothing()
     assert ended.code == 0, ended.err
     assert ended.out.startswith("You wrote: “Why is the sky blue?”.")
     assert "the scripted provider (set OPENAI_API_KEY to use a real one)" in ended.err
-    *_, summary = ended.err.strip().splitlines()
+    *_, summary, pusher = ended.err.strip().splitlines()
+    assert re.fullmatch(
+        r"Pusher's channel private-job-\S+ \(emulated\) carried the same text in \d+ messages\.", pusher
+    )
     for part in ("stop · ", " tokens (", "first token ", "total ", "tokens/s"):
         assert part in summary
     assert marked(mark) == []
@@ -82,8 +86,10 @@ async def test_serve_serves_until_ctrl_c() -> None:
                 assert page.status == 200
             async with session.get(f"{said['url']}/readyz") as answer:
                 assert answer.status == 200
-        enqueued = await cli("enqueue", "hi", "--follow", REDIS_URL=said["redis_url"])
+        enqueued = await cli("enqueue", "hi", "--follow", "--sink", "pusher", REDIS_URL=said["redis_url"])
         assert enqueued.out.startswith("You wrote: “hi”.")
+        doctor = await cli("doctor", "--no-provider", "--json", REDIS_URL=said["redis_url"], **said["pusher"])
+        assert {found["check"]: found["level"] for found in doctor.json()}["pusher"] == "ok"
         process.send_signal(signal.SIGINT)
         ended = await end_of(process)
     assert ended.code == 130

@@ -19,6 +19,7 @@ _MODULES = {
     "worker": "worker",
     "relay": "relay",
     "provider": "provider",
+    "pusher-emulator": "pusher_emulator",
     "enqueue": "enqueue",
     "tail": "tail",
     "show": "jobs",

@@ -12,19 +12,24 @@ import aiohttp
 import typer
 
 from deltafan import sse
+from deltafan.channels import job_channel
 from deltafan.cli.base import Json, new_app
 from deltafan.cli.child import ChildFailed
 from deltafan.cli.flags import Given, takes_settings
 from deltafan.cli.follow import FollowPrinter
 from deltafan.cli.output import FAILED, note, run
 from deltafan.cli.stack import Stack, stack
+from deltafan.devserver.pusher import PusherEmulator
 from deltafan.errors import DeltafanError
 from deltafan.events import EVENT_CLASSES, Event
 from deltafan.settings import ClientSettings, LogSettings, RedisSettings
+from deltafan.sinks.pusher.sink import PUSHER
+from deltafan.transcript import Transcript
 from deltafan.wire import decode, dumps
 from deltafan.wiring import Configuration, variable
 
 PROMPT = "How does a token find its way to a web page?"
+_PUSHER_SECONDS = 5.0
 QUEUE = "demo"
 """A queue of its own: on a Redis that others use, the demo's worker takes nobody's jobs, and they not its own."""
 
@@ -71,6 +76,8 @@ async def _demo(given: Given, prompt: str, json: bool) -> None:
             if not following.done():
                 raise failing.result()
             following.result()
+            if everything.emulator is not None and not json:
+                await _compare(everything.emulator, printer)
         finally:
             for task in (following, failing):
                 task.cancel()
@@ -89,6 +96,24 @@ def _introduce(everything: Stack, configuration: Configuration) -> None:
     note(f"Asking {provider}, over {redis} and the relay at {everything.relay_url}.\n")
 
 
+async def _compare(emulator: PusherEmulator, printer: FollowPrinter) -> None:
+    """Say what a page on Pusher has seen of the same job."""
+    channel = job_channel(printer.job or "")
+    try:
+        await emulator.until(lambda seen: any(message.name == "done" for message in seen.on(channel)), _PUSHER_SECONDS)
+    except TimeoutError:
+        note(f"Pusher's channel {channel} did not get everything within {_PUSHER_SECONDS:g} s.")
+        return
+    transcript = Transcript()
+    messages = emulator.on(channel)
+    for message in messages:
+        event = decode(message.data)
+        if event is not None:
+            transcript.add(event)
+    same = "the same text" if transcript.text == printer.transcript.text else "another text"
+    note(f"Pusher's channel {channel} (emulated) carried {same} in {len(messages)} messages.")
+
+
 async def _stream(relay_url: str, model: str, prompt: str, printer: FollowPrinter) -> None:
     """Enqueue over HTTP, follow over SSE."""
     # No limit on the whole: an answer may take long. The relay's heartbeats make silence a sign of trouble.
@@ -96,7 +121,7 @@ async def _stream(relay_url: str, model: str, prompt: str, printer: FollowPrinte
     try:
         async with aiohttp.ClientSession(relay_url, timeout=timeout) as session:
             began = time.monotonic()
-            job = {"model": model, "prompt": prompt, "queue": QUEUE}
+            job = {"model": model, "prompt": prompt, "queue": QUEUE, "sinks": [PUSHER]}
             async with session.post(
                 "/v1/jobs", data=dumps(job), headers={"Content-Type": "application/json"}
             ) as answer:

@@ -13,6 +13,7 @@ from deltafan.cli.flags import Given, takes_settings
 from deltafan.cli.following import open_queue
 from deltafan.cli.output import FAILED, fail, out, print_json, run
 from deltafan.cli.provider_checks import check_provider
+from deltafan.cli.pusher_checks import check_pusher
 from deltafan.cli.queue_checks import check_queue, lives_here
 from deltafan.cli.redis_checks import check_redis
 from deltafan.errors import ConfigurationError
@@ -39,7 +40,7 @@ def doctor(
     this_host: Annotated[bool, typer.Option("--this-host", help="Only whether a worker of this host lives.")] = False,
     json: Json = False,
 ) -> None:
-    """Check settings, Redis (version, eviction, persistence, rights), queues, workers and providers.
+    """Check settings, Redis (version, eviction, persistence, rights), queues, workers, Pusher and providers.
 
     Each line says ok, warn or fail, and how to mend what is wrong. The exit code is 1 when something fails.
     """
@@ -79,6 +80,8 @@ async def _check(configuration: Configuration, provider: bool, found: Callable[.
         if not any(finding.level == "fail" and finding.check in ("redis", "rights") for finding in about_redis):
             for name in configuration.worker.queues:
                 found(*await check_queue(queue, name))
+    if configuration.pusher.configured:
+        found(await check_pusher(configuration.pusher))
     if provider:
         names = dict.fromkeys((configuration.llm.default_provider, *configuration.llm.providers))
         for name in names:

@@ -35,6 +35,7 @@ class FollowPrinter:
     def __init__(self, *, json: bool) -> None:
         self.transcript = Transcript()
         self.last: EventId | None = None
+        self.job: str | None = None
         self._json = json
         self._first_text: float | None = None
         self._open_line = False  # the text so far does not end its line
@@ -48,6 +49,7 @@ class FollowPrinter:
     def add(self, event: Event) -> None:
         self.transcript.add(event)
         self.last = event.id or self.last
+        self.job = event.job or self.job
         if isinstance(event, TextDelta) and self._first_text is None:
             self._first_text = time.monotonic()
         if self._json:

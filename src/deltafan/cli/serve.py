@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Final
 
 from deltafan.cli.base import ReadyJson, new_app
 from deltafan.cli.flags import Given, takes_settings
@@ -22,6 +23,11 @@ from deltafan.settings import (
 )
 from deltafan.wiring import Configuration, variable
 
+_PUSHER_PORT: Final = 6001
+"""Where self-hosted Pusher servers usually listen."""
+_DEVELOPMENT: Final = {"dev_tools": "true", "processes": "2", "lease": "3", "reap_interval": "1"}
+"""Without API keys this is somebody's own machine: the page may kill a worker, and another takes over soon."""
+
 app = new_app()
 COMMANDS = {"serve": app}
 
@@ -30,14 +36,14 @@ COMMANDS = {"serve": app}
     epilog=(
         "Examples: `deltafan serve`, `OPENAI_API_KEY=sk-… deltafan serve --port 9000`. With `OPENAI_API_KEY` (and "
         "`OPENAI_BASE_URL`) the real provider answers, else a scripted one; with `REDIS_URL` that Redis is used, else "
-        "an embedded Valkey, which forgets everything at the end."
+        "an embedded Valkey, which forgets everything at the end; with `PUSHER_APP_ID`, … Pusher, else an emulator."
     )
 )
 @takes_settings(
     RelaySettings, WorkerSettings, RedisSettings, LLMSettings, Retention, JobLimits, ClientSettings, LogSettings
 )
 def serve(given: Given, *, json: ReadyJson = False) -> None:
-    """Start Redis, a provider, a worker and the relay, and serve until Ctrl-C."""
+    """Start Redis, a provider, Pusher, workers and the relay, and serve until Ctrl-C."""
     with errors_shown():
         sys.exit(asyncio.run(_serve(given, json)))
 
@@ -49,6 +55,8 @@ async def _serve(given: Given, json: bool) -> int:
         variables[variable("log_level")] = "warning"
     if not configuration.relay.page_model:
         variables[variable("page_model")] = configuration.client.model
+    if not configuration.relay.api_keys:
+        variables |= {variable(name): value for name, value in _DEVELOPMENT.items() if name not in configuration.chosen}
     stop = asyncio.Event()
     exit_code = on_signals(stop.set)
     stopping = asyncio.create_task(stop.wait())
@@ -66,7 +74,7 @@ async def _serve(given: Given, json: bool) -> int:
 
 
 async def _until(configuration: Configuration, variables: dict[str, str], json: bool) -> None:
-    async with stack(configuration, variables) as everything:
+    async with stack(configuration, variables, _PUSHER_PORT) as everything:
         if json:
             print_json(
                 {
@@ -74,6 +82,7 @@ async def _until(configuration: Configuration, variables: dict[str, str], json: 
                     "url": everything.relay_url,
                     "redis_url": everything.redis_shown,
                     "provider_url": everything.provider_url,
+                    "pusher": everything.emulator.variables if everything.emulator else None,
                 }
             )
         else:
@@ -90,6 +99,14 @@ def _show(everything: Stack, configuration: Configuration) -> None:
     out.print(f"API       {url}/v1/jobs", markup=False)
     out.print(f"Redis     {everything.redis_shown}{embedded}", markup=False)
     out.print(f"provider  {everything.provider_url}{scripted}", markup=False)
+    if everything.emulator is not None:
+        settings = " ".join(f"{name}={value}" for name, value in everything.emulator.variables.items())
+        out.print(
+            f"Pusher    {everything.emulator.url} (emulator: set PUSHER_APP_ID, … to use a real one)", markup=False
+        )
+        out.print(f"          {settings}", markup=False, soft_wrap=True)
+    else:
+        out.print(f"Pusher    app {configuration.pusher.app_id}", markup=False)
     out.print("\nEnqueue a prompt, and follow it:", markup=False)
     body = f'{{"model":"{model}","prompt":"Hello"}}'
     out.print(f"  curl {url}/v1/jobs{key} -H 'Content-Type: application/json' -d '{body}'", markup=False)

@@ -1,18 +1,22 @@
-"""Everything at once, for `serve` and `demo`: Valkey, a provider, workers and a relay in one process tree."""
+"""Everything at once, for `serve` and `demo`: Valkey, a provider, Pusher, workers and a relay in one process tree."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from deltafan.broker.connections import redacted
 from deltafan.cli.child import Child, ChildFailed
+from deltafan.devserver import pusher
 from deltafan.devserver.provider import Script, running
 from deltafan.devserver.valkey import EmbeddedValkey
+from deltafan.errors import ConfigurationError
 from deltafan.llm import provider_facts
-from deltafan.wiring import Configuration
+from deltafan.wiring import Configuration, variable
 
 SCRIPT = Script(rate=60, chunk_size=8, first_token_delay=0.2)
 """The scripted provider at the pace of a quick model: an answer takes three to four seconds."""
@@ -31,6 +35,8 @@ class Stack:
     """Redis is our own, and goes with us."""
     scripted: bool
     """The provider is our own."""
+    emulator: pusher.PusherEmulator | None
+    """Our own Pusher; `None` when a real one is configured."""
     children: tuple[Child, ...]
 
     @property
@@ -57,12 +63,16 @@ def uses_real_provider(configuration: Configuration) -> bool:
 
 
 @asynccontextmanager
-async def stack(configuration: Configuration, variables: Mapping[str, str]) -> AsyncIterator[Stack]:
+async def stack(
+    configuration: Configuration, variables: Mapping[str, str], pusher_port: int = 0
+) -> AsyncIterator[Stack]:
     """Start everything; returns when jobs can be enqueued. Nothing of it outlives this process, however that ends.
 
-    A Redis that was chosen is used, else an embedded Valkey; a provider that has a key, else the scripted one.
+    A Redis that was chosen is used, else an embedded Valkey; a provider that has a key, else the scripted one; Pusher
+    where it is configured, else the emulator.
 
     :param variables: settings of the processes, as variables.
+    :param pusher_port: where the emulator listens if that port is free; 0 takes any.
     :raises ChildFailed: a process does not start.
     """
     scripted = not uses_real_provider(configuration)
@@ -80,8 +90,24 @@ async def stack(configuration: Configuration, variables: Mapping[str, str]) -> A
             name = configuration.llm.default_provider
             own = configuration.llm.providers.get(name)
             provider_url = redacted((own and own.base_url) or provider_facts(name).base_url or "(no address)")
+        emulator: pusher.PusherEmulator | None = None
+        if not configuration.pusher.configured:
+            emulator = await _emulator(opened, pusher_port)
+            environment |= emulator.variables
+            environment["PUSHER_ENCRYPTION_MASTER_KEY"] = base64.b64encode(secrets.token_bytes(32)).decode()
+        if not configuration.tokens.token_keys:
+            environment[variable("token_keys")] = f"dev={secrets.token_hex(32)}"
         worker = await opened.enter_async_context(Child(["worker"], environment))
         relay = await opened.enter_async_context(Child(["relay"], environment))
         said = await relay.ready()
         await worker.ready()
-        yield Stack(said["url"], redis_url, provider_url, embedded, scripted, (worker, relay))
+        yield Stack(said["url"], redis_url, provider_url, embedded, scripted, emulator, (worker, relay))
+
+
+async def _emulator(opened: AsyncExitStack, port: int) -> pusher.PusherEmulator:
+    try:
+        return await opened.enter_async_context(pusher.running(port=port))
+    except ConfigurationError:
+        if port == 0:
+            raise
+        return await _emulator(opened, 0)  # the usual port is taken

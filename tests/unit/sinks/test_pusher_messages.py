@@ -9,14 +9,16 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from pusher.crypto import encrypt
 
 from deltafan.events import Event, EventId, Meta, ReasoningDelta, TextDelta, ToolCallDelta, ToolResult
 from deltafan.sinks.pusher.messages import DATA_MAX, ENCRYPTED_MAX, limit_of, messages_of
-from deltafan.wire import decode, encode
+from deltafan.wire import decode, encode, schema
 
 JOB = "0-01a1f8c1413c5455812d9406fafa"
 ID = EventId(1, 5)
+SCHEMA = Draft202012Validator(schema())
 ALPHABET = st.sampled_from('a"\\\n\x01é模🌊\u2028')
 
 
@@ -25,6 +27,7 @@ def test_the_pieces_of_a_delta_fit_and_join_to_its_text(text: str, times: int, l
     event = TextDelta(text=text * times, id=ID, first=EventId(1, 3), choice=2)
     messages = messages_of(JOB, event, ID, limit)
     assert all(len(message.data.encode()) <= limit for message in messages)
+    assert all(SCHEMA.is_valid(orjson.loads(message.data)) for message in messages)
     assert [message.last for message in messages] == [False] * (len(messages) - 1) + [True]
     pieces = [orjson.loads(message.data) for message in messages]
     assert "".join(piece["text"] for piece in pieces) == event.text
@@ -63,6 +66,7 @@ def test_the_chunks_of_any_other_event_fit_and_join_to_its_json(text: str, times
     event: Event = ToolResult(call_id="c", name="f", result={"text": text * times})
     messages = messages_of(JOB, event, ID, limit)
     assert all(len(message.data.encode()) <= limit for message in messages)
+    assert all(SCHEMA.is_valid(orjson.loads(message.data)) for message in messages)
     if len(messages) == 1:
         assert messages[0].name == "tool_result"
         return

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import aiohttp
 from pusher.crypto import encrypt, parse_master_key
@@ -79,8 +80,12 @@ class _Backend:
         self._session = session
 
     async def send_request(self, request: Request) -> _Answer:
-        async with self._session.post(
-            URL(request.url, encoded=True), data=request.body, headers=request.headers, allow_redirects=False
+        async with self._session.request(
+            request.method,
+            URL(request.url, encoded=True),
+            data=request.body,
+            headers=request.headers,
+            allow_redirects=False,
         ) as response:
             raw = await response.content.read(64 * 1024)
             return _Answer(
@@ -115,6 +120,14 @@ class PusherApi:
         self.clock_offset = 0.0
         """Seconds that Pusher's clock is ahead of ours, where it was too much; what we sign is corrected by it."""
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
     async def aclose(self) -> None:
         await self._session.close()
 
@@ -132,6 +145,13 @@ class PusherApi:
             answer = await self._post(events)
         _check(answer, self._client.host)
 
+    async def check(self) -> None:
+        """Ask for the app's channels, which costs nothing.
+
+        :raises ApiError: as `send`.
+        """
+        _check(await self._send(self._client.channels_info.make_request("deltafan-")), self._client.host)
+
     def _data(self, channel: str, message: Message) -> str:
         if not channel.startswith(ENCRYPTED):
             return message.data
@@ -143,6 +163,9 @@ class PusherApi:
         request = self._client.trigger_batch.make_request(events, already_encoded=True)
         if self.clock_offset:
             _sign_again(request, self._client.secret, time.time() + self.clock_offset)
+        return await self._send(request)
+
+    async def _send(self, request: Request) -> _Answer:
         try:
             answer: _Answer = await self._client.http.send_request(request)
         except TimeoutError:

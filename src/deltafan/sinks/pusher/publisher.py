@@ -34,6 +34,7 @@ TRIES: Final = 4
 """Times that a request is made before its messages go back to where they came from."""
 _BACKOFF: Final = 0.2
 _BACKOFF_MAX: Final = 3.0
+_CLOSED: Final = "the sink is closed"
 
 
 @dataclass(eq=False, slots=True)
@@ -60,6 +61,7 @@ class Publisher:
         self._ready: deque[str] = deque()  # channels that have something to say and no request in flight
         self._requests: set[asyncio.Task[None]] = set()
         self._woken = False
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,9 +73,13 @@ class Publisher:
 
     async def aclose(self) -> None:
         """Let go of everything; what is still to be sent is not."""
+        self._closed = True
         for request in tuple(self._requests):
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
+        for sending in [sending for queue in self._queues.values() for sending in queue]:
+            if not sending.ended.done():
+                sending.ended.set_exception(SinkUnavailable(_CLOSED))
         if self._api is not None:
             await self._api.aclose()
             self._api = None
@@ -87,6 +93,8 @@ class Publisher:
         """
         if not messages:
             return
+        if self._closed:
+            raise SinkUnavailable(_CLOSED)
         if self._circuit.remaining > 0:
             raise self._refusal(self._circuit.reason, final=self._circuit.final)
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -111,7 +119,7 @@ class Publisher:
 
     def _dispatch(self) -> None:
         self._woken = False
-        while self._ready and len(self._requests) < CONNECTIONS:
+        while self._ready and len(self._requests) < CONNECTIONS and not self._closed:
             batch, channels = self._next_batch()
             if not batch:
                 continue
@@ -161,7 +169,7 @@ class Publisher:
         except ApiError as error:
             self._fail(batch, self._refusal(str(error), final=isinstance(error, Unauthorized)))
         except asyncio.CancelledError:
-            self._fail(batch, SinkUnavailable("the sink is being closed"))
+            self._fail(batch, SinkUnavailable(_CLOSED))
             raise
         except Exception as error:  # a fault of ours costs these messages, not the others
             self._fail(batch, SinkUnavailable(f"{type(error).__name__}: {error}"))
