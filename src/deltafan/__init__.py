@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from deltafan.job import JobSpec
     from deltafan.llm.tools import Tool, tool
     from deltafan.queues import AsyncQueue, Queue
-    from deltafan.settings import PusherSettings
+    from deltafan.settings import PusherSettings, TokenSettings
     from deltafan.sinks.base import JobInfo, Sink, SinkFactory, SinkUnavailable, Undeliverable
     from deltafan.sinks.memory import MemorySink
     from deltafan.sinks.redis_channel import RedisChannelSink
@@ -98,6 +98,7 @@ __all__ = [
     "SinkFactory",
     "SinkUnavailable",
     "TextDelta",
+    "TokenSettings",
     "Tool",
     "ToolCallDelta",
     "ToolResult",
@@ -146,7 +147,7 @@ _HOMES = {
     "job": ("JobSpec",),
     "llm.tools": ("Tool", "tool"),
     "queues": ("AsyncQueue", "Queue"),
-    "settings": ("PusherSettings",),
+    "settings": ("PusherSettings", "TokenSettings"),
     "sinks.base": ("JobInfo", "Sink", "SinkFactory", "SinkUnavailable", "Undeliverable"),
     "sinks.memory": ("MemorySink",),
     "sinks.redis_channel": ("RedisChannelSink",),

@@ -9,6 +9,8 @@
     ├── LogExpired               the job is known, but its events are no longer kept
     ├── BrokerUnavailable        Redis cannot be reached, or refuses to serve
     ├── QueueFull                the queue is at its bound
+    ├── TokenExpired             a stream token was good once
+    ├── TokenInvalid             a stream token is not one of ours, or says what it may not
     └── CompletionError          a completion failed; `code` says what to do
 
 `code` is stable and machine-readable. `retryable` says whether the same request may succeed later.
@@ -64,6 +66,22 @@ class JobNotFound(DeltafanError):
         self.job_id = job_id
 
 
+class NotDead(ConflictError):
+    """The job is there, but not among the dead letters of that queue."""
+
+    code = "not_dead"
+
+    def __init__(self, job_id: str, state: str, queue: str, own_queue: str) -> None:
+        if state != "failed":
+            why = f"job {job_id!r} is {state}: only a job that failed for good has a dead letter"
+        elif queue != own_queue:
+            why = f"job {job_id!r} is of queue {own_queue!r}, and so is its dead letter, if it is still kept"
+        else:
+            why = f"the dead letter of job {job_id!r} is gone: it was retried or dropped before"
+        super().__init__(why)
+        self.job_id = job_id
+
+
 class JobFailed(DeltafanError):
     """`code` is that of the job's error, or `cancelled` or `expired`."""
 
@@ -90,6 +108,14 @@ class BrokerUnavailable(DeltafanError):
 class QueueFull(DeltafanError):
     code = "queue_full"
     retryable = True
+
+
+class TokenExpired(DeltafanError):
+    code = "token_expired"
+
+
+class TokenInvalid(DeltafanError):
+    code = "token_invalid"
 
 
 class CompletionError(DeltafanError):

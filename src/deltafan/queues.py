@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from deltafan.broker import queue
 from deltafan.broker.blocking import BlockingQueue
-from deltafan.settings import JobLimits, RedisSettings, Retention
+from deltafan.settings import JobLimits, RedisSettings, Retention, TokenSettings
+from deltafan.tokens import TokenKeys
 from deltafan.wiring import load
 
 
@@ -13,6 +14,7 @@ class AsyncQueue(queue.AsyncQueue):
 
     :param url: Redis; left out, `REDIS_URL` and the `DELTAFAN_*` settings of the environment serve.
     :param tenant: whose jobs these are; nothing crosses tenants.
+    :param tokens: what `token` signs with; left out, `DELTAFAN_TOKEN_KEYS` serves.
     :raises ConfigurationError: a variable or the URL is wrong.
     """
 
@@ -23,12 +25,20 @@ class AsyncQueue(queue.AsyncQueue):
         tenant: str = "default",
         limits: JobLimits | None = None,
         retention: Retention | None = None,
+        tokens: TokenSettings | None = None,
     ) -> None:
         if url is None:
             environment = load()
             url = environment.redis
             limits, retention = limits or environment.limits, retention or environment.retention
-        super().__init__(url, tenant=tenant, limits=limits, retention=retention)
+            tokens = tokens or environment.tokens
+        super().__init__(url, tenant=tenant, limits=limits, retention=retention, tokens=tokens)
+        self._tokens_given = tokens is not None
+
+    def token_keys(self) -> TokenKeys | None:
+        if not self._tokens_given:  # with a URL of its own, the environment is read when it is first needed
+            self._token_keys, self._tokens_given = TokenKeys.of(load().tokens), True
+        return self._token_keys
 
 
 class Queue(BlockingQueue):
@@ -44,5 +54,6 @@ class Queue(BlockingQueue):
         tenant: str = "default",
         limits: JobLimits | None = None,
         retention: Retention | None = None,
+        tokens: TokenSettings | None = None,
     ) -> None:
-        super().__init__(lambda: AsyncQueue(url, tenant=tenant, limits=limits, retention=retention))
+        super().__init__(lambda: AsyncQueue(url, tenant=tenant, limits=limits, retention=retention, tokens=tokens))

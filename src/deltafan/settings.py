@@ -68,7 +68,9 @@ class RelaySettings(Settings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8080, ge=0, le=65_535, description="Port to listen on; 0 picks a free one.")
     api_keys: tuple[str, ...] = Field(
-        default=(), repr=False, description="Keys that may use the API, as key or tenant=key, separated by commas."
+        default=(),
+        repr=False,
+        description="Keys that may use the API, as tenant=key or tenant:rights=key, separated by commas.",
     )
     cors_origins: tuple[str, ...] = Field(default=(), description="Origins of pages that may call the relay, or *.")
     heartbeat: Seconds = Field(default=15.0, description="Silence after which a follower gets a heartbeat event.")
@@ -77,6 +79,25 @@ class RelaySettings(Settings):
         default=1024 * 1024, ge=16 * 1024, description="Bytes a slow follower may owe before it is disconnected."
     )
     max_followers: int = Field(default=20_000, ge=1, description="SSE followers of one relay process.")
+    max_followers_per_key: int = Field(default=10_000, ge=1, description="SSE followers by one API key or token.")
+    key_rate: float = Field(
+        default=1000.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Requests a second by one API key or token; 0 is no limit.",
+    )
+    address_rate: float = Field(
+        default=1000.0, ge=0, allow_inf_nan=False, description="Requests a second from one address; 0 is no limit."
+    )
+    failure_rate: float = Field(
+        default=1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Wrong keys and tokens a second from one address; 0 is no limit.",
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        default=(), description="Networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8."
+    )
     relay_drain: float = Field(default=5.0, ge=0, description="How long requests may finish after SIGTERM.")
     dev_tools: bool = Field(
         default=False, description="Let the page kill workers. For development; only without API keys."

@@ -19,7 +19,15 @@ from deltafan.broker.scripts import APPEND
 from deltafan.events import Done, Event, EventId, TextDelta
 from deltafan.job import JobState
 from deltafan.relay.server import serve
-from deltafan.settings import JobLimits, RedisSettings, RelaySettings, Retention, WorkerSettings
+from deltafan.settings import (
+    JobLimits,
+    PusherSettings,
+    RedisSettings,
+    RelaySettings,
+    Retention,
+    TokenSettings,
+    WorkerSettings,
+)
 from deltafan.sse import Decoder, ServerSentEvent
 from deltafan.wire import encode
 
@@ -34,11 +42,13 @@ class Relay:
 
 
 @asynccontextmanager
-async def running_relay(queue: AsyncQueue, **settings: Any) -> AsyncIterator[Relay]:
+async def running_relay(
+    queue: AsyncQueue, *, tokens: TokenSettings | None = None, pusher: PusherSettings | None = None, **settings: Any
+) -> AsyncIterator[Relay]:
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     options = RelaySettings(**{"port": 0, "relay_drain": 1.0, **settings})
-    task = asyncio.create_task(serve(queue, options, ready=ready.set_result, stop=stop))
+    task = asyncio.create_task(serve(queue, options, tokens, pusher, ready=ready.set_result, stop=stop))
     await asyncio.wait([ready, task], return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()

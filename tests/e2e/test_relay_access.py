@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
 
 from deltafan.broker.queue import AsyncQueue
 from deltafan.errors import ConfigurationError
+from deltafan.settings import TokenSettings
+from deltafan.tokens import TokenKeys
 from tests.e2e.relay_kit import SPEC, running_relay
 
 KEYS = ("default-key-1", "acme=acme-key-22", f"hashed=sha256:{hashlib.sha256(b'hashed-key-3').hexdigest()}")
@@ -134,7 +137,7 @@ async def test_a_listed_origin_may_ask_and_read_streams_and_errors_included(
             assert response.headers["Access-Control-Allow-Origin"] == "https://app.example"
             allowed = response.headers["Access-Control-Allow-Headers"]
             assert {"Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"} == set(allowed.split(", "))
-            assert "Access-Control-Allow-Credentials" not in response.headers
+            assert response.headers["Access-Control-Allow-Credentials"] == "true"
         key = bearer("default-key-1")
         for path, headers, status in (
             (f"/v1/jobs/{job.id}/events", key, 200),
@@ -165,10 +168,160 @@ async def test_an_origin_that_no_browser_sends_is_a_mistake_told_at_the_start(qu
             pass
 
 
-async def test_a_star_lets_every_origin_read(queue: AsyncQueue, http: aiohttp.ClientSession) -> None:
+async def test_a_star_lets_every_origin_read_but_without_its_cookies(
+    queue: AsyncQueue, http: aiohttp.ClientSession
+) -> None:
     headers = {"Origin": "https://any.example"}
     async with (
         running_relay(queue, cors_origins=("*",)) as relay,
         http.get(f"{relay.url}/v1/jobs", headers=headers) as response,
     ):
         assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert "Access-Control-Allow-Credentials" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("rights", "allowed"),
+    [
+        ("enqueue", {"enqueue"}),
+        ("read", {"status", "events", "list"}),
+        ("cancel", {"cancel"}),
+        ("admin", set()),
+        ("enqueue+read+cancel", {"enqueue", "status", "events", "list", "cancel"}),
+    ],
+)
+async def test_a_key_may_do_what_its_rights_say_and_for_the_rest_it_is_403(
+    queue: AsyncQueue, http: aiohttp.ClientSession, rights: str, allowed: set[str]
+) -> None:
+    job = await queue.enqueue(SPEC)
+    await job.cancel()
+    asked: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "enqueue": ("POST", "/v1/jobs", {"json": SPEC}),
+        "status": ("GET", f"/v1/jobs/{job.id}", {}),
+        "events": ("GET", f"/v1/jobs/{job.id}/events", {}),
+        "list": ("GET", "/v1/jobs", {}),
+        "cancel": ("POST", f"/v1/jobs/{job.id}/cancel", {}),
+    }
+    async with running_relay(queue, api_keys=(f"default:{rights}=the-key-1",)) as relay:
+        for name, (method, path, more) in asked.items():
+            async with http.request(method, relay.url + path, headers=bearer("the-key-1"), **more) as response:
+                assert (response.status < 300) is (name in allowed), name
+                if name not in allowed:
+                    assert response.status == 403
+                    assert (await response.json())["error"]["code"] == "forbidden"
+                    assert 'error="insufficient_scope"' in response.headers["WWW-Authenticate"]
+        unknown = f"{relay.url}/v1/jobs/0-unknown"
+        async with http.get(unknown, headers=bearer("the-key-1")) as response:
+            assert response.status == (404 if "status" in allowed else 403), (
+                "without the right, nothing is told of a job"
+            )
+
+
+async def test_every_answer_carries_the_headers_that_keep_a_browser_safe(
+    queue: AsyncQueue, http: aiohttp.ClientSession
+) -> None:
+    job = await queue.enqueue(SPEC)
+    async with running_relay(queue) as relay:
+        for path in (
+            "/",
+            "/healthz",
+            "/nothing",
+            "/v1/jobs",
+            "/v1/jobs/0-x",
+            f"/v1/jobs/{job.id}/events",
+            "/client.js",
+        ):
+            async with http.get(relay.url + path) as response:
+                headers = response.headers
+                assert headers["X-Content-Type-Options"] == "nosniff", path
+                assert headers["Referrer-Policy"] == "no-referrer", path
+                assert "default-src 'none'" in headers["Content-Security-Policy"], path
+                assert headers["Cross-Origin-Resource-Policy"] == (
+                    "cross-origin" if path == "/client.js" else "same-origin"
+                )
+
+
+async def test_a_page_of_any_origin_may_load_the_client_and_need_not_load_it_again(
+    queue: AsyncQueue, http: aiohttp.ClientSession
+) -> None:
+    origin = {"Origin": "https://any.example"}
+    async with running_relay(queue, api_keys=KEYS, cors_origins=("https://app.example",)) as relay:
+        for path in ("/client.js", "/deltafan.js", "/react.js"):
+            async with http.get(relay.url + path, headers=origin) as response:
+                assert response.status == 200
+                assert response.headers["Access-Control-Allow-Origin"] == "*"
+                assert response.headers["Content-Type"] == "text/javascript; charset=utf-8"
+                assert "export" in await response.text()
+                tag = response.headers["ETag"]
+            for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+                async with http.get(relay.url + path, headers=origin | {"If-None-Match": known}) as response:
+                    assert (response.status, await response.read()) == (304, b"")
+                    assert response.headers["Access-Control-Allow-Origin"] == "*"
+            async with http.get(relay.url + path, headers={"If-None-Match": '"other"'}) as response:
+                assert response.status == 200
+
+
+async def test_an_address_that_asks_too_often_waits_and_the_probes_never_do(
+    queue: AsyncQueue, http: aiohttp.ClientSession
+) -> None:
+    async with running_relay(queue, api_keys=KEYS, address_rate=0.001, trusted_proxies=("127.0.0.1",)) as relay:
+        for address, status in (("203.0.113.1", 200), ("203.0.113.1", 429), ("203.0.113.2", 200)):
+            headers = bearer("default-key-1") | {"X-Forwarded-For": f"198.51.100.9, {address}"}
+            async with http.get(f"{relay.url}/v1/jobs", headers=headers) as response:
+                assert response.status == status
+                if status == 429:
+                    assert (await response.json())["error"]["code"] == "rate_limited"
+                    assert 900 <= int(response.headers["Retry-After"]) <= 1000
+        for _ in range(3):
+            async with http.get(f"{relay.url}/healthz", headers={"X-Forwarded-For": "203.0.113.1"}) as response:
+                assert response.status == 200
+
+
+async def test_a_key_that_is_used_too_often_waits_wherever_it_is_used_and_other_keys_do_not(
+    queue: AsyncQueue, http: aiohttp.ClientSession
+) -> None:
+    async with running_relay(queue, api_keys=KEYS, key_rate=0.001, trusted_proxies=("127.0.0.1",)) as relay:
+        for place, (key, status) in enumerate(
+            (("default-key-1", 200), ("default-key-1", 429), ("acme-key-22", 200), ("default-key-1", 429))
+        ):
+            headers = bearer(key) | {"X-Forwarded-For": f"203.0.113.{place}"}
+            async with http.get(f"{relay.url}/v1/jobs", headers=headers) as response:
+                assert response.status == status
+
+
+async def test_guessing_keys_is_slow_and_locks_nobody_out_who_is_in(
+    queue: AsyncQueue, http: aiohttp.ClientSession
+) -> None:
+    tokens = TokenSettings(token_keys=(f"k=secret-{'x' * 32}",))
+    keys = TokenKeys.of(tokens)
+    assert keys is not None
+
+    async def ask(credential: str) -> int:
+        async with http.get(f"{relay.url}/v1/jobs/0-x", headers=bearer(credential)) as response:
+            return response.status
+
+    async with running_relay(queue, tokens=tokens, api_keys=KEYS, failure_rate=0.001) as relay:
+        assert await ask("default-key-1") == 404, "this one is in use"
+        guesses = [await ask(f"guess-{n:05}") for n in range(40)]
+        assert guesses == [401] * 20 + [429] * 20
+        assert await ask("acme-key-22") == 429, "a right guess is not told from a wrong one"
+        assert await ask("default-key-1") == 404
+        assert await ask(keys.mint("default", jobs=["0-x"])) == 404
+        assert await ask(keys.mint("default", jobs=["0-x"])[:-2] + "AA") == 429
+
+
+async def test_one_key_may_have_so_many_streams_and_others_have_theirs(
+    queue: AsyncQueue, http: aiohttp.ClientSession
+) -> None:
+    async with running_relay(queue, api_keys=KEYS, max_followers_per_key=1) as relay:
+        jobs = {}
+        for key in ("default-key-1", "acme-key-22"):
+            async with http.post(f"{relay.url}/v1/jobs", json=SPEC, headers=bearer(key)) as response:
+                jobs[key] = relay.url + (await response.json())["events_url"]
+        async with http.get(jobs["default-key-1"], headers=bearer("default-key-1")) as first:
+            assert first.status == 200
+            async with http.get(jobs["default-key-1"], headers=bearer("default-key-1")) as second:
+                assert second.status == 429
+                assert (await second.json())["error"]["code"] == "too_many_followers"
+            async with http.get(jobs["acme-key-22"], headers=bearer("acme-key-22")) as other:
+                assert other.status == 200

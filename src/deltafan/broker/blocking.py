@@ -6,7 +6,7 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,10 +14,11 @@ from deltafan.broker.cancel import CancelOutcome
 from deltafan.broker.enqueue import Enqueued
 from deltafan.broker.keys import partition
 from deltafan.broker.listing import JobPage
-from deltafan.broker.queue import AsyncJob, AsyncQueue, JobResult
+from deltafan.broker.queue import AsyncJob, AsyncQueue, JobResult, job_ids
 from deltafan.broker.status import JobStatus
 from deltafan.events import Event, EventId
 from deltafan.job import JobSpec
+from deltafan.tokens import Hidden
 
 T = TypeVar("T")
 _CLOSE_SECONDS = 2.0
@@ -165,6 +166,10 @@ class Job:
         """As `AsyncJob.cancel`."""
         return _portal().run(self._handle().cancel())
 
+    def token(self, *, cancel: bool = False, ttl: float | None = None, hide: Collection[Hidden] = ()) -> str:
+        """As `AsyncJob.token`."""
+        return self._handle().token(cancel=cancel, ttl=ttl, hide=hide)
+
     def _handle(self) -> AsyncJob:
         return self._queue._inner().job(self.id)
 
@@ -209,6 +214,19 @@ class BlockingQueue:
         :raises ValidationError: not a job id.
         """
         return Job(self, job_id)
+
+    def token(
+        self,
+        job: Job | str | Collection[Job | str] | None = None,
+        *,
+        channels: Collection[str] = (),
+        subject: str | None = None,
+        cancel: bool = False,
+        ttl: float | None = None,
+        hide: Collection[Hidden] = (),
+    ) -> str:
+        """As `AsyncQueue.token`."""
+        return self._inner().token(job_ids(job), channels=channels, subject=subject, cancel=cancel, ttl=ttl, hide=hide)
 
     def jobs(self, *, state: str | None = None, limit: int = 50, cursor: str | None = None) -> JobPage:
         """As `AsyncQueue.jobs`."""

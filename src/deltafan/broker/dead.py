@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from deltafan.broker import enqueue as build
 from deltafan.broker.connections import redis_errors
 from deltafan.broker.keys import Partition
-from deltafan.errors import FieldError, JobNotFound, ValidationError
+from deltafan.broker.status import read_status
+from deltafan.errors import DeltafanError, FieldError, JobNotFound, NotDead, ValidationError
 from deltafan.job import parse_spec
 from deltafan.settings import JobLimits
 
@@ -50,12 +51,13 @@ async def list_dead(redis: Redis, partitions: int, queue: str, limit: int = 100)
     for number in range(partitions):
         with redis_errors():
             rows: Any = await redis.xrevrange(Partition(number).dead(queue), count=limit)
-        letters += [_letter(number, queue, entry, fields) for entry, fields in rows]
+        letters += [read_letter(number, queue, entry, fields) for entry, fields in rows]
     letters.sort(key=lambda letter: letter.died, reverse=True)
     return letters[:limit]
 
 
-def _letter(number: int, queue: str, entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+def read_letter(number: int, queue: str, entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+    """An entry of a queue's stream of dead letters."""
     return DeadLetter(
         entry=entry.decode(),
         partition=number,
@@ -70,7 +72,9 @@ def _letter(number: int, queue: str, entry: bytes, fields: dict[bytes, bytes]) -
 
 
 async def find_dead(redis: Redis, partitions: int, queue: str, job_id: str) -> DeadLetter:
-    """:raises JobNotFound: the queue has no dead letter of that job."""
+    """:raises JobNotFound: no such job.
+    :raises NotDead: the queue has no dead letter of that job; says what became of it.
+    """
     for number in range(partitions):
         last = "+"
         while True:
@@ -78,15 +82,26 @@ async def find_dead(redis: Redis, partitions: int, queue: str, job_id: str) -> D
                 rows: Any = await redis.xrevrange(Partition(number).dead(queue), max=last, count=_SCAN)
             for entry, fields in rows:
                 if fields.get(b"id", b"").decode("utf-8", "replace") == job_id:
-                    return _letter(number, queue, entry, fields)
+                    return read_letter(number, queue, entry, fields)
             if len(rows) < _SCAN:
                 break
             last = f"({rows[-1][0].decode()}"
-    raise JobNotFound(job_id)
+    raise await not_dead(redis, job_id, queue)
+
+
+async def not_dead(redis: Redis, job_id: str, queue: str, tenant: str | None = None) -> DeltafanError:
+    """Why a queue has no dead letter of a job."""
+    try:
+        status = await read_status(redis, job_id, tenant)
+    except JobNotFound as error:
+        return error
+    return NotDead(job_id, status.state, queue, status.queue)
 
 
 async def retry_dead(redis: Redis, letter: DeadLetter, limits: JobLimits) -> build.Enqueued:
     """Run a dead job again, as a new job: the old one's log has ended. The letter goes when the new job is queued.
+
+    Who asks twice, at once or after a lost answer, gets the same new job.
 
     :raises ValidationError: the letter holds no valid spec (an entry that was XADDed by hand and rejected).
     """
@@ -96,8 +111,9 @@ async def retry_dead(redis: Redis, letter: DeadLetter, limits: JobLimits) -> bui
         raise ValidationError([FieldError("job", "the dead letter holds no job that could run")]) from None
     if isinstance(value, dict):
         # Its wait is over, and its idempotency key names the job that failed.
-        for name in ("idempotency_key", "delay", "run_at", "id"):
+        for name in ("delay", "run_at", "id"):
             value.pop(name, None)
+        value["idempotency_key"] = f"retry:{letter.job_id}:{letter.entry}"
     spec = parse_spec(value, limits)
     while True:
         call = build.build(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass
@@ -20,10 +20,11 @@ from deltafan.broker.keys import partition
 from deltafan.broker.listing import JobPage, list_jobs
 from deltafan.broker.log import Entry
 from deltafan.broker.status import JobStatus, read_status
-from deltafan.errors import ConflictError, FieldError, JobFailed, JobNotFound, ValidationError
+from deltafan.errors import ConfigurationError, ConflictError, FieldError, JobFailed, JobNotFound, ValidationError
 from deltafan.events import Event, EventId, Usage
 from deltafan.job import JobSpec, parse_spec
-from deltafan.settings import JobLimits, RedisSettings, Retention
+from deltafan.settings import JobLimits, RedisSettings, Retention, TokenSettings
+from deltafan.tokens import Hidden, TokenKeys
 from deltafan.transcript import ToolCall, Transcript
 from deltafan.wire import parse_event_id
 
@@ -155,12 +156,24 @@ class AsyncJob:
         """
         return await cancel_job(self._queue.connections.commands, self.id, self._queue.tenant, self._queue.retention)
 
+    def token(self, *, cancel: bool = False, ttl: float | None = None, hide: Collection[Hidden] = ()) -> str:
+        """A stream token for this job alone. See `AsyncQueue.token`."""
+        return self._queue.token(self, cancel=cancel, ttl=ttl, hide=hide)
+
 
 def _tenant(name: str) -> str:
     """A tenant's name. An empty one must never stand for all of them."""
     if not (isinstance(name, str) and 1 <= len(name) <= TENANT_MAX and name.isprintable()):
         raise ValidationError([FieldError("tenant", f"must be 1 to {TENANT_MAX} printable characters")])
     return name
+
+
+def job_ids(job: Any) -> list[str]:
+    """The ids of a job, of an id, or of several of either."""
+    if job is None:
+        return []
+    several: Collection[Any] = job if isinstance(job, Collection) and not isinstance(job, str) else [job]
+    return [getattr(one, "id", one) for one in several]
 
 
 def _cursor(after: str | EventId | None) -> EventId | None:
@@ -176,7 +189,9 @@ class AsyncQueue:
 
     :param url: Redis; the environment is not read here (`deltafan.connect` does).
     :param tenant: whose jobs these are; nothing crosses tenants.
+    :param tokens: the keys that `token` signs with.
     :raises ValidationError: the tenant is no name.
+    :raises ConfigurationError: a token key is not right.
     """
 
     def __init__(
@@ -186,7 +201,9 @@ class AsyncQueue:
         tenant: str = "default",
         limits: JobLimits | None = None,
         retention: Retention | None = None,
+        tokens: TokenSettings | None = None,
     ) -> None:
+        self._token_keys = TokenKeys.of(tokens or TokenSettings())
         self.settings = RedisSettings(url=url) if isinstance(url, str) else url
         self.tenant = _tenant(tenant)
         self.limits = limits or JobLimits()
@@ -265,6 +282,48 @@ class AsyncQueue:
         :raises ValidationError: not a job id.
         """
         return AsyncJob(self, job_id)
+
+    def token(
+        self,
+        job: AsyncJob | str | Collection[AsyncJob | str] | None = None,
+        *,
+        channels: Collection[str] = (),
+        subject: str | None = None,
+        cancel: bool = False,
+        ttl: float | None = None,
+        hide: Collection[Hidden] = (),
+    ) -> str:
+        """Make a stream token, with which a browser may follow jobs of this tenant at the relay. Asks nobody.
+
+        At least one scope is needed; a job that is in any of them may be followed.
+
+        :param job: a job, its id, or several of them.
+        :param channels: patterns of channel names, with `*` for any characters: the jobs on such a channel.
+        :param subject: the jobs that were enqueued with this `subject`.
+        :param cancel: the holder may cancel them, too.
+        :param ttl: seconds; `DELTAFAN_TOKEN_TTL` when left out.
+        :param hide: `reasoning`, `tool_arguments`, `tool_results`: what the holder does not get to see.
+        :raises ValidationError: naming each argument that is wrong.
+        :raises ConfigurationError: no token keys are set.
+        """
+        keys = self.token_keys()
+        if keys is None:
+            raise ConfigurationError(
+                "stream tokens need a key: set DELTAFAN_TOKEN_KEYS=kid=secret, here and at the relay"
+            )
+        return keys.mint(
+            self.tenant,
+            jobs=job_ids(job),
+            channels=channels,
+            subject=subject,
+            cancel=cancel,
+            ttl=ttl,
+            hide=hide,
+        )
+
+    def token_keys(self) -> TokenKeys | None:
+        """What `token` signs with; `None` when no keys are set."""
+        return self._token_keys
 
     async def jobs(self, *, state: str | None = None, limit: int = 50, cursor: str | None = None) -> JobPage:
         """The tenant's jobs, newest first, a page at a time."""

@@ -26,6 +26,8 @@ _MODULES = {
     "jobs": "jobs",
     "cancel": "jobs",
     "dead": "dead",
+    "keys": "keys",
+    "token": "token",
     "doctor": "doctor",
     "version": "version",
 }

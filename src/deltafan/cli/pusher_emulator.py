@@ -22,6 +22,7 @@ _APP = "The app"
 
 @app.command(
     epilog=(
+        "Examples: `deltafan pusher-emulator`, `deltafan pusher-emulator --port 0 --fault 'status=500*3'`. "
         "It prints the variables that point a program at it. In a page: `new Pusher(KEY, {wsHost: '127.0.0.1', "
         "wsPort: 6001, forceTLS: false, enabledTransports: ['ws'], cluster: ''})`. `GET /emulator/messages?channel=` "
         'tells what was published; `POST /emulator/faults` with `{"faults": ["status=500*3"]}` orders faults.\n\n'

@@ -15,7 +15,7 @@ from deltafan.lifeline import Lifeline
 from deltafan.program import in_loop, on_signals
 from deltafan.queues import AsyncQueue
 from deltafan.relay.server import serve
-from deltafan.settings import JobLimits, LogSettings, RedisSettings, RelaySettings, Retention
+from deltafan.settings import JobLimits, LogSettings, RedisSettings, RelaySettings, Retention, TokenSettings
 from deltafan.telemetry import logs
 from deltafan.wiring import Configuration, take_lifeline
 
@@ -25,11 +25,11 @@ COMMANDS = {"relay": app}
 
 @app.command(
     epilog=(
-        "Examples: `deltafan relay`, `DELTAFAN_API_KEYS=web=s3cret-key deltafan relay --host 0.0.0.0`. "
-        "Without keys it serves this machine only."
+        "Examples: `deltafan relay`, `DELTAFAN_API_KEYS=acme=sha256:… deltafan relay --host 0.0.0.0`. "
+        "`deltafan keys new` makes a key. Without keys it serves this machine only."
     )
 )
-@takes_settings(RelaySettings, RedisSettings, JobLimits, Retention, LogSettings)
+@takes_settings(RelaySettings, TokenSettings, RedisSettings, JobLimits, Retention, LogSettings)
 def relay(
     given: Given,
     *,
@@ -41,7 +41,8 @@ def relay(
         if json:
             print_json({"ready": True, "url": url})
         else:
-            note(f"the relay listens on {url}")
+            access = "" if configuration.relay.api_keys else ", open to whoever is on this machine: no API keys are set"
+            note(f"the relay listens on {url}{access}")
 
     lifeline = take_lifeline()
     with errors_shown():
@@ -56,5 +57,5 @@ async def _serve(configuration: Configuration, ready: Callable[[str], None], lif
     if lifeline is not None:
         lifeline.on_loss(in_loop(stop.set))
     async with AsyncQueue(configuration.redis, limits=configuration.limits, retention=configuration.retention) as queue:
-        await serve(queue, configuration.relay, ready=ready, stop=stop)
+        await serve(queue, configuration.relay, configuration.tokens, configuration.pusher, ready=ready, stop=stop)
     return exit_code()

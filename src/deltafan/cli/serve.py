@@ -19,6 +19,7 @@ from deltafan.settings import (
     RedisSettings,
     RelaySettings,
     Retention,
+    TokenSettings,
     WorkerSettings,
 )
 from deltafan.wiring import Configuration, variable
@@ -40,7 +41,15 @@ COMMANDS = {"serve": app}
     )
 )
 @takes_settings(
-    RelaySettings, WorkerSettings, RedisSettings, LLMSettings, Retention, JobLimits, ClientSettings, LogSettings
+    RelaySettings,
+    TokenSettings,
+    WorkerSettings,
+    RedisSettings,
+    LLMSettings,
+    Retention,
+    JobLimits,
+    ClientSettings,
+    LogSettings,
 )
 def serve(given: Given, *, json: ReadyJson = False) -> None:
     """Start Redis, a provider, Pusher, workers and the relay, and serve until Ctrl-C."""

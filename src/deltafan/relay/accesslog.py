@@ -9,8 +9,9 @@ import time
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from deltafan.relay.access import TENANT
+from deltafan.relay.access import ADDRESS
 from deltafan.relay.answers import CLIENT_LEFT
+from deltafan.relay.principal import PRINCIPAL
 
 _PATH_CHARS = 200
 
@@ -30,12 +31,13 @@ async def access_log(request: web.Request, handler: Handler) -> web.StreamRespon
         status = CLIENT_LEFT
         raise
     finally:
+        principal = request.get(PRINCIPAL)
         logger.info(
             "%s %s %d %.1fms tenant=%s peer=%s",
             request.method,
             request.rel_url.raw_path[:_PATH_CHARS],
             status,
             (time.monotonic() - began) * 1000,
-            request.get(TENANT, "-"),
-            request.remote or "-",
+            principal.tenant if principal is not None else "-",
+            request.get(ADDRESS) or request.remote or "-",
         )

@@ -45,6 +45,7 @@ _CODES = {
     413: "too_large",
     414: "uri_too_long",
     415: "unsupported_media_type",
+    429: "rate_limited",
     431: "headers_too_large",
     500: "internal",
 }

@@ -17,6 +17,7 @@ from aiohttp import web
 from deltafan.broker.log import Entry
 from deltafan.events import EventId
 from deltafan.relay.frames import bare, event_chunk
+from deltafan.tokens import Hidden
 
 STALL_SECONDS = 30.0
 """How long a client may take nothing at all, while a replay or the last bytes wait for it."""
@@ -39,7 +40,13 @@ class SseClient:
         buffer: int,
         heartbeat: float,
         chunks: bool,
+        hide: frozenset[Hidden] = frozenset(),
+        expires: float | None = None,
     ) -> None:
+        """
+        :param hide: what the client does not get to see.
+        :param expires: when it may no longer follow, in Unix time; `None` is never.
+        """
         self.after = after
         """The last event written: where the client goes on."""
         self.ended = asyncio.Event()
@@ -48,6 +55,8 @@ class SseClient:
         self._response = response
         self._buffer = buffer
         self._chunks = chunks
+        self._hide = hide
+        self._expires = expires
         self._clock = asyncio.get_running_loop().time
         self._heartbeat = heartbeat
         self._patience = self._new_patience()
@@ -55,7 +64,7 @@ class SseClient:
 
     async def replay(self, entries: list[Entry]) -> None:
         """Write what the log holds, as fast as the client takes it."""
-        for piece, last in _pieces(entries):
+        for piece, last in _pieces(entries, self._hide):
             if self.ended.is_set():
                 return
             try:
@@ -72,7 +81,7 @@ class SseClient:
     def live(self, entry: Entry) -> None:
         if self.ended.is_set():
             return
-        self._write(event_chunk(entry))
+        self._write(event_chunk(entry, self._hide))
         self.after = entry.id
         if entry.type == "done":
             self.ended.set()
@@ -86,6 +95,14 @@ class SseClient:
             return
         self._patience = self._new_patience()
         self._write(chunk)
+
+    def end_if_expired(self, now: float) -> None:
+        """End in good order when the client's token has expired: it comes back with its cursor, and a new token.
+
+        :param now: Unix time in seconds.
+        """
+        if self._expires is not None and now >= self._expires:
+            self.ended.set()
 
     def cut(self) -> None:
         """Disconnect at once, dropping what is unsent."""
@@ -118,12 +135,12 @@ class SseClient:
         return self._heartbeat * random.uniform(1 - _JITTER, 1.0)  # noqa: S311 - jitter, not a secret
 
 
-def _pieces(entries: list[Entry]) -> Iterator[tuple[bytes, Entry]]:
+def _pieces(entries: list[Entry], hide: frozenset[Hidden] = frozenset()) -> Iterator[tuple[bytes, Entry]]:
     """Frames joined to writes of a fair size, each with the last entry in it."""
     frames: list[bytes] = []
     size = 0
     for place, entry in enumerate(entries):
-        frames.append(bare(event_chunk(entry)))
+        frames.append(bare(event_chunk(entry, hide)))
         size += len(frames[-1])
         if size >= REPLAY_BYTES or place == len(entries) - 1:
             yield b"".join(frames), entry

@@ -1,6 +1,6 @@
 """Cross-origin access: an allow-list of origins, preflights, and the headers that every answer carries.
 
-No credentials (cookies) are allowed across origins: a page sends its key itself.
+Origins that are listed by name may have their cookies sent along; whom only `*` lets in may not.
 """
 
 from __future__ import annotations
@@ -61,20 +61,25 @@ def common_headers(origins: Sequence[str]) -> Callable[[web.Request, web.StreamR
         headers = response.headers
         headers["Server"] = "deltafan"
         headers["X-Content-Type-Options"] = "nosniff"
-        if not origins:
+        headers.setdefault("Referrer-Policy", "no-referrer")  # an address may hold a token
+        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")  # for what is fetched without CORS
+        if not origins or "Access-Control-Allow-Origin" in headers:
             return
         allowed = _allowed(request, origins)
         if allowed is not None:
             headers["Access-Control-Allow-Origin"] = allowed
             headers["Access-Control-Expose-Headers"] = _EXPOSED
-        if allowed != "*":
+            if allowed != "*":
+                headers["Access-Control-Allow-Credentials"] = "true"
+        if set(origins) != {"*"}:
             headers["Vary"] = "Origin"
 
     return add
 
 
 def _allowed(request: web.Request, origins: Sequence[str]) -> str | None:
-    if "*" in origins:
-        return "*"
     origin = request.headers.get("Origin")
-    return origin if origin in origins else None
+    if origin in origins and origin != "*":
+        return origin
+    return "*" if "*" in origins else None

@@ -21,6 +21,7 @@ from deltafan.events import EventId
 from deltafan.relay.answers import Refusal
 from deltafan.relay.client import SseClient, watch_connection
 from deltafan.relay.context import STREAMS, job_of, queue_of
+from deltafan.relay.principal import Principal, principal_of
 from deltafan.relay.snapshot import snapshot
 from deltafan.relay.streams import Streams
 from deltafan.sse import retry
@@ -47,8 +48,8 @@ class Start:
 
 async def events(request: web.Request) -> web.StreamResponse:
     cursor = _cursor(request)
-    queue = queue_of(request)
-    status = await job_of(request).status()
+    queue, principal = queue_of(request), principal_of(request)
+    _, status = await job_of(request, "read")
     start = _start(status, cursor)
     whole = _wants_snapshot(request)
     if status.has_ended:
@@ -56,9 +57,9 @@ async def events(request: web.Request) -> web.StreamResponse:
             return web.Response(status=204)
         await _check_log(queue, status.id)
     if whole:
-        return await snapshot(request, queue, status, start.after, start.reset)
-    with request.app[STREAMS].place():
-        return await _stream(request, queue, status.id, start)
+        return await snapshot(request, queue, status, start.after, start.reset, principal.hide)
+    with request.app[STREAMS].place(principal.name):
+        return await _stream(request, queue, status.id, start, principal)
 
 
 def _cursor(request: web.Request) -> EventId | None:
@@ -92,7 +93,9 @@ async def _check_log(queue: AsyncQueue, job_id: str) -> None:
             raise LogExpired(job_id)
 
 
-async def _stream(request: web.Request, queue: AsyncQueue, job_id: str, start: Start) -> web.StreamResponse:
+async def _stream(
+    request: web.Request, queue: AsyncQueue, job_id: str, start: Start, principal: Principal
+) -> web.StreamResponse:
     streams, transport = request.app[STREAMS], request.transport
     if transport is None:
         raise ConnectionResetError("the client has left")
@@ -108,6 +111,8 @@ async def _stream(request: web.Request, queue: AsyncQueue, job_id: str, start: S
         buffer=streams.settings.client_buffer,
         heartbeat=streams.settings.heartbeat,
         chunks=request.version == HttpVersion11,
+        hide=principal.hide,
+        expires=principal.grant.expires if principal.grant is not None else None,
     )
     with streams.open(client):
         await response.write(_greeting(streams, job_id, start))

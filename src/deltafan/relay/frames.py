@@ -5,8 +5,12 @@ An HTTP/1.0 client (a proxy's default towards us, often) gets the frame without 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from deltafan.broker.log import Entry
+from deltafan.relay.redaction import blanked, is_hidden
 from deltafan.sse import encode
+from deltafan.tokens import Hidden
 from deltafan.wire import VERSION, dumps
 
 
@@ -19,11 +23,19 @@ def bare(chunk: bytes) -> bytes:
     return chunk[chunk.index(b"\n") + 1 : -2]
 
 
-def event_chunk(entry: Entry) -> bytes:
-    """The entry's frame, kept with the entry for the next client."""
+def event_chunk(entry: Entry, hide: frozenset[Hidden] = frozenset()) -> bytes:
+    """The entry's frame, kept with the entry for the next client; to who may not see it all, without what is hidden."""
+    if hide and is_hidden(entry.type, hide):
+        return _blanked_chunk(entry.data, entry.type, str(entry.id))
     if entry.frame is None:
         entry.frame = chunked(encode(entry.data, event=entry.type, id=str(entry.id)))
     return entry.frame
+
+
+@lru_cache(maxsize=16)
+def _blanked_chunk(data: bytes, kind: str, event_id: str) -> bytes:
+    """Kept for the next client of the same feed: live events reach all of them one right after another."""
+    return chunked(encode(blanked(data), event=kind, id=event_id))
 
 
 def heartbeat_chunk(now_ms: int) -> bytes:

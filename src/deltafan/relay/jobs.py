@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-import orjson
 from aiohttp import web
 
 from deltafan.broker.listing import MAX_LIMIT
+from deltafan.broker.status import JobStatus
+from deltafan.channels import pusher_channels
 from deltafan.errors import FieldError, ValidationError
-from deltafan.job import parse_spec
-from deltafan.relay.answers import Refusal, answer, too_large
-from deltafan.relay.context import job_of, queue_of, urls
+from deltafan.job import JobSpec, parse_spec
+from deltafan.relay.answers import Refusal, answer
+from deltafan.relay.body import json_object, read_body
+from deltafan.relay.context import OWNERSHIP, TOKEN_KEYS, job_of, queue_of, urls
+from deltafan.relay.principal import principal_of, require
+from deltafan.relay.pusher_auth import pusher_of
 
-BODY_SECONDS = 30.0
-"""How long a body may take to arrive."""
 DEFAULT_LIMIT = 50
 
 
 async def enqueue(request: web.Request) -> web.Response:
+    principal = require(request, "enqueue", all_jobs=True)
     queue = queue_of(request)
     spec = parse_spec(_with_key(await _body(request), request.headers.get("Idempotency-Key")), queue.limits)
+    request.app[OWNERSHIP].check(principal.tenant, spec)
     enqueued = await queue.submit(spec)
     job = queue.job(enqueued.id)
     links = urls(job.id)
     return answer(
-        {"id": job.id, "state": enqueued.state, "channel": spec.channel or job.channel, **links},
+        {"id": job.id, "state": enqueued.state, "channel": spec.channel or job.channel}
+        | links
+        | _token(request, principal.tenant, job.id)
+        | pusher_of(request, _pusher_channels(spec, job.id)),
         202,
         {"Location": links["status_url"]},
     )
 
 
 async def status(request: web.Request) -> web.Response:
-    found = await job_of(request).status()
-    return answer(found.to_dict() | urls(found.id))
+    _, found = await job_of(request, "read")
+    return answer(_shown(request, found))
 
 
 async def cancel(request: web.Request) -> web.Response:
     """202 while the worker still has to end the job; 200 when it has ended, by this or otherwise."""
-    job = job_of(request)
+    job, _ = await job_of(request, "cancel")
     outcome = await job.cancel()
     code = 202 if outcome.state == "cancelling" else 200
     return answer({"id": job.id, "state": outcome.state, "cancelled": outcome.cancelled} | urls(job.id), code)
 
 
 async def listing(request: web.Request) -> web.Response:
+    require(request, "read", all_jobs=True)
     query = request.query
     page = await queue_of(request).jobs(
         state=query.get("state"), limit=_limit(query.get("limit")), cursor=query.get("cursor")
@@ -53,23 +60,27 @@ async def listing(request: web.Request) -> web.Response:
     return answer({"jobs": [job.to_dict() | urls(job.id) for job in page.jobs], "cursor": page.cursor})
 
 
+def _shown(request: web.Request, status: JobStatus) -> dict[str, Any]:
+    """A job's record. Who has something hidden is not told the channels on which it is shown."""
+    shown = status.to_dict() | urls(status.id)
+    if principal_of(request).hide:
+        return shown | {"channel": None, "pusher_channels": []}
+    return shown | pusher_of(request, status.pusher_channels)
+
+
+def _token(request: web.Request, tenant: str, job_id: str) -> dict[str, str]:
+    keys = request.app.get(TOKEN_KEYS)
+    return {} if keys is None else {"token": keys.mint(tenant, jobs=[job_id], cancel=True)}
+
+
+def _pusher_channels(spec: JobSpec, job_id: str) -> tuple[str, ...]:
+    return pusher_channels(job_id, spec.pusher_channels, spec.channel) if "pusher" in spec.sinks else ()
+
+
 async def _body(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         raise Refusal(415, "send the job as JSON, with Content-Type: application/json")
-    if (request.content_length or 0) > request.client_max_size:
-        raise too_large(request.client_max_size)
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            raw = await request.read()
-    except TimeoutError:
-        raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise Refusal(400, f"the body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise ValidationError([FieldError("", "must be a JSON object")])
-    return value
+    return json_object(await read_body(request, request.client_max_size))
 
 
 def _with_key(body: dict[str, Any], key: str | None) -> dict[str, Any]:

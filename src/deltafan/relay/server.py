@@ -11,12 +11,13 @@ from aiohttp.http_exceptions import LineTooLong
 
 from deltafan.broker.queue import AsyncQueue
 from deltafan.errors import ConfigurationError
-from deltafan.relay.access import check_binding, parse_keys
+from deltafan.relay.access import check_binding
 from deltafan.relay.answers import Refusal, refusal
 from deltafan.relay.app import create_app
 from deltafan.relay.context import STREAMS
 from deltafan.relay.inflight import IN_FLIGHT
-from deltafan.settings import RelaySettings
+from deltafan.relay.keys import parse_keys
+from deltafan.settings import PusherSettings, RelaySettings, TokenSettings
 
 MAX_LINE = 16 * 1024
 """Bytes of a request line; it differs from `MAX_FIELD`, by which an error tells which of the two was too long."""
@@ -34,7 +35,13 @@ logger = logging.getLogger("deltafan.relay")
 
 
 async def serve(
-    queue: AsyncQueue, settings: RelaySettings, *, ready: Callable[[str], None], stop: asyncio.Event
+    queue: AsyncQueue,
+    settings: RelaySettings,
+    tokens: TokenSettings | None = None,
+    pusher: PusherSettings | None = None,
+    *,
+    ready: Callable[[str], None],
+    stop: asyncio.Event,
 ) -> None:
     """Serve until `stop` is set; then end the streams, let requests finish within `relay_drain`, and return.
 
@@ -42,7 +49,7 @@ async def serve(
     :raises ConfigurationError: a key is not right, the relay would be open to others, or the address cannot be bound.
     """
     check_binding(settings.host, parse_keys(settings.api_keys))
-    app = create_app(queue, settings)
+    app = create_app(queue, settings, tokens, pusher)
     runner = _Runner(
         app,
         access_log=None,  # ours has one line a request, and no query strings

@@ -16,6 +16,8 @@ from deltafan.broker.queue import AsyncQueue
 from deltafan.broker.status import JobStatus
 from deltafan.events import EventId
 from deltafan.relay.client import STALL_SECONDS
+from deltafan.relay.redaction import shown
+from deltafan.tokens import Hidden
 from deltafan.wire import dumps
 
 logger = logging.getLogger("deltafan.relay")
@@ -23,9 +25,16 @@ _HEADERS = {"Content-Type": "application/json; charset=utf-8", "Cache-Control": 
 
 
 async def snapshot(
-    request: web.Request, queue: AsyncQueue, status: JobStatus, after: EventId | None, reset: str | None
+    request: web.Request,
+    queue: AsyncQueue,
+    status: JobStatus,
+    after: EventId | None,
+    reset: str | None,
+    hide: frozenset[Hidden],
 ) -> web.StreamResponse:
     """The state was read before the events: one that has ended means that they are complete.
+
+    :param hide: what the reader does not get to see.
 
     :raises ConnectionError: the client has left or takes nothing, or Redis failed half-way: the answer is cut off.
     """
@@ -39,7 +48,7 @@ async def snapshot(
             separator = b""
             while page:
                 after = page[-1].id
-                await _write(response, separator + _joined(status.id, page))
+                await _write(response, separator + _joined(status.id, page, hide))
                 separator = b","
                 page = await anext(pages, [])
             await _write(response, b'],"last_id":%b}' % dumps(None if after is None else str(after)))
@@ -53,8 +62,8 @@ async def snapshot(
     return response
 
 
-def _joined(job_id: str, page: list[Entry]) -> bytes:
-    return b",".join(entry.data for entry in compact(job_id, page))
+def _joined(job_id: str, page: list[Entry], hide: frozenset[Hidden]) -> bytes:
+    return b",".join(shown(entry, hide) for entry in compact(job_id, page))
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:

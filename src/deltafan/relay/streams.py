@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from deltafan.relay.answers import unavailable
+from deltafan.relay.answers import RETRY_AFTER, Refusal, unavailable
 from deltafan.relay.client import SseClient
 from deltafan.relay.frames import heartbeat_chunk
 from deltafan.settings import RelaySettings
 
 _ROUNDS = 8
-"""Looks at all clients in one heartbeat interval; a heartbeat is late by one such part at most."""
+"""Looks at all clients in one heartbeat interval; a heartbeat, and the end of an expired token's stream, is late by one
+such part at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Streams:
         self.draining = False
         self._clients: set[SseClient] = set()
         self._places = 0
+        self._places_of: Counter[str] = Counter()
         self._served = 0
         self._cut = 0
 
@@ -42,20 +45,30 @@ class Streams:
         return StreamStatistics(self._places, self._served, self._cut)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self, name: str | None = None) -> Iterator[None]:
         """A place for one more stream.
 
-        :raises Refusal: every place is taken, or this process is about to end.
+        :param name: whose it is (see `Principal.name`), when that is limited.
+        :raises Refusal: every place is taken, or all that one may have, or this process is about to end.
         """
         if self.draining:
             raise unavailable("this relay is shutting down; connect again", "draining", 1)
         if self._places >= self.settings.max_followers:
             raise unavailable("this relay has as many followers as it may have; try again", "too_many_followers")
+        if name is not None and self._places_of[name] >= self.settings.max_followers_per_key:
+            message = "this key or token has as many streams open as it may have"
+            raise Refusal(429, message, code="too_many_followers", headers={"Retry-After": str(RETRY_AFTER)})
         self._places += 1
+        if name is not None:
+            self._places_of[name] += 1
         try:
             yield
         finally:
             self._places -= 1
+            if name is not None:
+                self._places_of[name] -= 1
+                if not self._places_of[name]:
+                    del self._places_of[name]
 
     @contextmanager
     def open(self, client: SseClient) -> Iterator[None]:
@@ -88,7 +101,9 @@ class Streams:
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self.settings.heartbeat / _ROUNDS)
-            chunk = heartbeat_chunk(time.time_ns() // 1_000_000)
+            wall = time.time()
+            chunk = heartbeat_chunk(int(wall * 1000))
             now = clock()
             for client in tuple(self._clients):
+                client.end_if_expired(wall)
                 client.beat(chunk, now)
