@@ -29,10 +29,6 @@ _HEADERS: Final = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Cache-Control": "no-cache",
 }
-_CLIENT_HEADERS: Final = {
-    "Cache-Control": "no-cache",
-    "Cross-Origin-Resource-Policy": "cross-origin",  # pages of other origins may import the client
-}
 
 logger = logging.getLogger("deltafan.relay")
 
@@ -40,7 +36,7 @@ logger = logging.getLogger("deltafan.relay")
 def add_pages(
     app: web.Application, settings: RelaySettings, keys: ApiKeys, pusher: PusherSettings | None = None
 ) -> None:
-    """The pages, the JavaScript client at `/client.js`, and what the dashboard asks for.
+    """The pages, and what they ask for. They import the JavaScript client from `/client.js`.
 
     What a page has to know of the relay stands in its HTML: it is the same for everybody.
     """
@@ -63,8 +59,6 @@ def add_pages(
         kind = _KINDS.get(f".{file.name.rpartition('.')[2]}")
         if kind is not None:
             router.add_get(f"/static/{file.name}", _static(file.read_bytes(), kind, headers))
-    client = files("deltafan.relay").joinpath("js", "deltafan.js").read_bytes()
-    router.add_get("/client.js", _static(client, "text/javascript", _CLIENT_HEADERS))
     _add_dashboard(app)
     if has_dev_tools:
         router.add_post("/dev/kill-worker", devtools.kill_worker)

@@ -28,6 +28,29 @@ export function onFrame(draw) {
   };
 }
 
+/**
+ * Keeps the end of a scroller in view while its content grows, until the reader scrolls up, and again from when the
+ * reader is back at the end. Gives a function that does so at once; with `true` it begins anew.
+ */
+export function stickToEnd(scroller, ...content) {
+  let follows = true;
+  let top = 0; // where it was last: only a way up is the reader's, everything else may be a change of sizes
+  scroller.addEventListener("scroll", () => {
+    const { scrollTop, clientHeight, scrollHeight } = scroller;
+    if (clientHeight > 0) follows = scrollTop + clientHeight >= scrollHeight - 40 || (follows && scrollTop >= top - 1);
+    top = scrollTop;
+  });
+  const go = (anew) => {
+    follows ||= anew === true;
+    if (!follows) return;
+    scroller.scrollTop = scroller.scrollHeight;
+    top = scroller.scrollTop;
+  };
+  const observer = new ResizeObserver(() => go());
+  for (const element of [scroller, ...content]) observer.observe(element);
+  return go;
+}
+
 export function count(number) {
   return number.toLocaleString("en");
 }

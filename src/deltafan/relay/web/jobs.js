@@ -7,6 +7,7 @@ import { Plot } from "./plot.js";
 import { loadKey, saveKey } from "./store.js";
 
 const AGAIN = 2000; // milliseconds until the next try after the connection broke
+const LOOK_AGAIN = 10; // samples after which the dead letters are looked at whatever their number
 const SILENCE = 10_000; // a relay that lives sends a sample every second
 const STATES = { running: "streaming", cancelled: "stopped" };
 
@@ -19,7 +20,8 @@ const plots = {
 let following = 0; // counts the loops: a new key ends the one before
 let connection = null;
 let queues = ["default"];
-let deadCount = null;
+let deadCount = null; // of the dead letters shown; null when they have to be looked at again
+let samplesSeen = 0;
 let deaths = []; // [cell, time] of the dead letters shown
 
 const key = () => $("key").value.trim();
@@ -101,7 +103,9 @@ function show(sample) {
   $("no-jobs").hidden = sample.jobs.length > 0;
   queues = sample.queues.map((queue) => queue.queue);
   tellDeaths();
-  if (dead !== deadCount) {
+  samplesSeen += 1;
+  // One may go and another come between two samples: the number alone does not tell.
+  if (dead !== deadCount || samplesSeen % LOOK_AGAIN === 0) {
     deadCount = dead;
     loadDead();
   }
@@ -195,6 +199,7 @@ function deadRow(letter) {
         notice(error.message);
       }
       await loadDead();
+      deadCount = null;
     });
     return button;
   };

@@ -1,6 +1,6 @@
 // One way that a job's events come here, event by event. The newest few hundred stay on the page; all are counted.
 
-import { bytes, count, duration, h, onFrame } from "./dom.js";
+import { bytes, count, duration, h, onFrame, stickToEnd } from "./dom.js";
 
 const MAX_ROWS = 300;
 const PEEK = 60; // characters of an event's content
@@ -27,7 +27,7 @@ export class Lane {
   #state;
   #since = 0;
   #waiting = [];
-  #follows = true; // the newest row is in view, until the reader scrolls away from it
+  #toEnd;
   #draw = onFrame(() => this.#drawRows());
 
   /** @param {HTMLElement} root holds `.rows`, `.lane-summary` and `.lane-state` */
@@ -36,11 +36,7 @@ export class Lane {
     this.#rows = root.querySelector(".rows");
     this.#summary = root.querySelector(".lane-summary");
     this.#state = root.querySelector(".lane-state");
-    this.#rows.addEventListener("scroll", () => {
-      const { scrollTop, clientHeight, scrollHeight } = this.#rows;
-      if (clientHeight > 0) this.#follows = scrollTop + clientHeight >= scrollHeight - 40;
-    });
-    new ResizeObserver(() => this.#toEnd()).observe(this.#rows); // it may have been out of sight
+    this.#toEnd = stickToEnd(this.#rows);
   }
 
   /** Begin with a new job. @param {number} since the time, by this browser's clock, that arrivals are counted from */
@@ -51,7 +47,7 @@ export class Lane {
     this.#waiting = [];
     this.events = this.bytes = 0;
     this.#rows.replaceChildren();
-    this.#follows = true;
+    this.#toEnd(true);
     this.#summary.textContent = "";
     this.say("connecting");
   }
@@ -92,10 +88,6 @@ export class Lane {
     while (this.#rows.childElementCount > MAX_ROWS) this.#rows.firstElementChild.remove();
     this.#toEnd();
     this.#summary.textContent = `${count(this.events)} events, ${bytes(this.bytes)}`;
-  }
-
-  #toEnd() {
-    if (this.#follows) this.#rows.scrollTop = this.#rows.scrollHeight;
   }
 }
 

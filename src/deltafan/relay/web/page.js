@@ -4,7 +4,7 @@
 import { follow } from "../client.js";
 import { BASE, Refused, ask } from "./api.js";
 import { addControls } from "./controls.js";
-import { $ } from "./dom.js";
+import { $, stickToEnd } from "./dom.js";
 import { Inspector } from "./inspector.js";
 import { Network } from "./network.js";
 import * as store from "./store.js";
@@ -101,6 +101,7 @@ async function send(prompt, before) {
     store.saveTurns(saved);
     history.pushState(null, "", `#job=${id}`);
     watch(turn, addView(turn), true);
+    showEnd(true);
     return true;
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
@@ -290,18 +291,6 @@ function fitPrompt() {
   $("prompt").style.height = `${Math.min($("prompt").scrollHeight + 2, window.innerHeight * 0.4)}px`;
 }
 
-function keepAtEnd() {
-  const transcript = $("transcript");
-  let follows = true;
-  transcript.addEventListener("scroll", () => {
-    follows = transcript.scrollTop + transcript.clientHeight >= transcript.scrollHeight - 60;
-  });
-  const go = () => follows && (transcript.scrollTop = transcript.scrollHeight);
-  const observer = new ResizeObserver(go);
-  observer.observe($("turns"));
-  observer.observe(transcript);
-}
-
 function addSwitch(selector, name, target) {
   const buttons = document.querySelectorAll(`${selector} [data-${name}]`);
   for (const button of buttons) {
@@ -374,7 +363,6 @@ addControls({
 });
 addSwitch(".bar", "show", (view) => (document.body.dataset.view = view));
 addSwitch("#inspector", "lane", (lane) => ($("lanes").dataset.lane = lane));
-keepAtEnd();
-window.addEventListener("hashchange", open);
+const showEnd = stickToEnd($("transcript"), $("turns"));
 window.addEventListener("popstate", open);
 open();
