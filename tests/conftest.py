@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 import redis
@@ -17,12 +18,15 @@ from hypothesis import HealthCheck, settings
 from deltafan.broker.connections import Connections
 from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Provider, Script, running
+from deltafan.devserver.pusher import PusherEmulator
+from deltafan.devserver.pusher import running as pusher_running
 from deltafan.devserver.valkey import EmbeddedValkey
 from deltafan.engine.engine import Engine
 from deltafan.engine.services import Services
 from deltafan.llm import LLMSettings, ProviderSettings, Retrying
 from deltafan.llm.client import OpenAICompletions
 from deltafan.settings import RedisSettings, WorkerSettings
+from tests.e2e.relay_kit import HandWorker, hand_worker
 
 # Timing never decides a test: a busy machine is slow, not wrong.
 settings.register_profile("deltafan", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -62,6 +66,25 @@ async def queue(redis_settings: RedisSettings) -> AsyncIterator[AsyncQueue]:
 async def provider() -> AsyncIterator[Provider]:
     async with running(Script()) as opened:
         yield opened
+
+
+@pytest_asyncio.fixture
+async def emulator() -> AsyncIterator[PusherEmulator]:
+    async with pusher_running() as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
+    """A worker that the test drives by hand."""
+    async with hand_worker(redis_settings) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
 
 
 class RunningWorker:

@@ -7,17 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser, Page
 
-from deltafan.devserver.pusher import PusherEmulator
-from deltafan.devserver.pusher import running as pusher_running
-from deltafan.settings import RedisSettings
 from tests.browser.kit import open_browser, open_page
-from tests.e2e.relay_kit import HandWorker, hand_worker
-
-
-@pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
 
 
 @pytest.fixture
@@ -30,9 +20,3 @@ async def browser() -> AsyncIterator[Browser]:
 async def page(browser: Browser) -> AsyncIterator[Page]:
     async with open_page(browser) as page:
         yield page
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with pusher_running() as emulator:
-        yield emulator

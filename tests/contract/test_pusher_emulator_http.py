@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -17,12 +16,6 @@ from deltafan.devserver.pusher import PusherEmulator, running
 from deltafan.devserver.pusher.signatures import body_md5, request_text, sign
 from deltafan.errors import ConfigurationError
 from tests.contract.pusher_kit import endpoint, library, socket
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with running() as opened:
-        yield opened
 
 
 async def ask(

@@ -18,12 +18,6 @@ pytestmark = needs_node
 
 
 @pytest.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with running() as opened:
-        yield opened
-
-
-@pytest.fixture
 def server(emulator: PusherEmulator) -> Pusher:
     return library(emulator)
 

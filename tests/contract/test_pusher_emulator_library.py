@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 import requests
@@ -13,12 +12,6 @@ from pusher.http import POST, Request
 
 from deltafan.devserver.pusher import PusherEmulator, running
 from tests.contract.pusher_kit import library, socket
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with running() as opened:
-        yield opened
 
 
 async def test_a_triggered_event_reaches_every_subscriber_and_the_journal(emulator: PusherEmulator) -> None:

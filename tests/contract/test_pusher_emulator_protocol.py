@@ -15,12 +15,6 @@ from deltafan.devserver.pusher import PusherEmulator, running
 from tests.contract.pusher_kit import Socket, library, socket
 
 
-@pytest.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with running() as opened:
-        yield opened
-
-
 def error(frame: Any) -> tuple[str, object, str]:
     return frame["event"], frame["data"]["code"], frame["data"]["message"]
 

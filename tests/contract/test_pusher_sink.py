@@ -12,10 +12,9 @@ from typing import Any
 
 import nacl.secret
 import pytest
-import pytest_asyncio
 from pusher.crypto import generate_shared_secret
 
-from deltafan.devserver.pusher import PusherEmulator, running
+from deltafan.devserver.pusher import PusherEmulator
 from deltafan.errors import ValidationError
 from deltafan.events import Done, Event, EventId, Meta, TextDelta, ToolResult
 from deltafan.sinks.base import JobInfo, SinkUnavailable, Undeliverable
@@ -28,12 +27,6 @@ from tests.oracle import check_order
 from tests.pusher_kit import MASTER_KEY, read, settings_of
 
 JOB = "0-a"
-
-
-@pytest_asyncio.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with running() as opened:
-        yield opened
 
 
 @asynccontextmanager

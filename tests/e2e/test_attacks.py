@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
-import pytest_asyncio
 
 from deltafan.broker.dead import list_dead
 from deltafan.broker.queue import AsyncJob, AsyncQueue
@@ -28,12 +27,6 @@ from tests.oracle import check_whole
 from tests.unit.llm.server import HELLO, answering, serving, settings
 
 QUEUE = "deltafan:{0}:queue:default"
-
-
-@pytest_asyncio.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def _text(job: AsyncJob) -> str:

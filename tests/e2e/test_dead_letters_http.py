@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -14,23 +13,11 @@ from deltafan.broker.queue import AsyncQueue
 from deltafan.events import Done
 from deltafan.settings import RedisSettings
 from tests.e2e.cli_kit import cli
-from tests.e2e.relay_kit import SPEC, HandWorker, hand_worker, running_relay
+from tests.e2e.relay_kit import SPEC, HandWorker, running_relay
 
 KEYS = ("default=my-key-0123", "default:read+enqueue+cancel=reader-key-01", "other=their-key-0")
 MINE = {"Authorization": "Bearer my-key-0123"}
 THEIRS = {"Authorization": "Bearer their-key-0"}
-
-
-@pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def die(queue: AsyncQueue, worker: HandWorker, **fields: Any) -> str:

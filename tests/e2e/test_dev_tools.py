@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -19,12 +18,6 @@ from tests.e2e.relay_kit import SPEC, HandWorker, Work, hand_worker, running_rel
 
 TOKENS = TokenSettings(token_keys=("k1=" + "s" * 40,))
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def kill(http: aiohttp.ClientSession, url: str, job: Any, **headers: str) -> tuple[int, Any]:

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from deltafan.broker.queue import AsyncQueue
-from deltafan.devserver.pusher import PusherEmulator, running
+from deltafan.devserver.pusher import PusherEmulator
 from deltafan.settings import PusherSettings, RedisSettings, TokenSettings
 from tests.e2e.js_client_kit import Publisher, following
-from tests.e2e.relay_kit import SPEC, HandWorker, hand_worker, running_relay
+from tests.e2e.relay_kit import SPEC, HandWorker, running_relay
 from tests.js_kit import needs_node
 
 pytestmark = needs_node
@@ -26,18 +26,6 @@ QUICK = {"heartbeat": 0.1, "reconnect": 0.05, "api_keys": KEYS}
 async def queue(redis_settings: RedisSettings) -> AsyncIterator[AsyncQueue]:
     async with AsyncQueue(redis_settings, tokens=TOKENS) as opened:
         yield opened
-
-
-@pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with running() as emulator:
-        yield emulator
 
 
 @pytest.fixture

@@ -7,14 +7,12 @@ import json
 import shutil
 import subprocess
 import tomllib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from deltafan.broker.queue import AsyncQueue
-from deltafan.settings import RedisSettings
-from tests.e2e.relay_kit import SPEC, HandWorker, hand_worker, running_relay
+from tests.e2e.relay_kit import SPEC, HandWorker, running_relay
 from tests.js_kit import JS, NODE, NPM, ensure_node_modules, needs_node, script
 
 pytestmark = needs_node
@@ -40,12 +38,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("react.mjs", "example.ts"):
         shutil.copy(JS / "client" / name, folder / name)
     return folder
-
-
-@pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
 
 
 def test_the_packages_have_one_version() -> None:

@@ -11,7 +11,7 @@ import pytest
 from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Script, Text
 from deltafan.devserver.provider import running as running_provider
-from deltafan.devserver.pusher import PusherEmulator, running
+from deltafan.devserver.pusher import PusherEmulator
 from deltafan.settings import PusherSettings
 from deltafan.sinks.pusher.publisher import Publisher
 from deltafan.sinks.pusher.sink import pusher_sinks
@@ -23,12 +23,6 @@ from tests.js_kit import needs_node
 pytestmark = needs_node
 
 TEXT = "Ελλάδα, 日本語 and a flag 🏳️‍🌈, as the model says it. " * 8
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with running() as emulator:
-        yield emulator
 
 
 @pytest.fixture

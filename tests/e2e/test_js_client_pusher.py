@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 import pytest
 
 from deltafan.broker.queue import AsyncQueue
-from deltafan.devserver.pusher import PusherEmulator, running
+from deltafan.devserver.pusher import PusherEmulator
 from deltafan.events import ToolCallDelta, ToolResult
-from deltafan.settings import RedisSettings
 from tests.e2e.js_client_kit import Publisher, chunks, following, merged, split
-from tests.e2e.relay_kit import SPEC, HandWorker, hand_worker, running_relay
+from tests.e2e.relay_kit import SPEC, HandWorker, running_relay
 from tests.js_kit import needs_node
 
 pytestmark = needs_node
@@ -22,18 +20,6 @@ pytestmark = needs_node
 
 def event_of(job: str, event_id: str, kind: str, **fields: Any) -> dict[str, Any]:
     return {"v": 1, "job": job, "id": event_id, "type": kind, **fields}
-
-
-@pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with running() as emulator:
-        yield emulator
 
 
 @pytest.fixture

@@ -14,10 +14,9 @@ from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Provider, Script, Text, parse_faults
 from deltafan.devserver.provider import running as running_provider
 from deltafan.events import ReasoningDelta, TextDelta, ToolCallDelta, Usage
-from deltafan.settings import RedisSettings
 from tests.conftest import StartWorker
 from tests.e2e.js_client_kit import following
-from tests.e2e.relay_kit import SPEC, HandWorker, hand_worker, running_relay
+from tests.e2e.relay_kit import SPEC, HandWorker, running_relay
 from tests.js_kit import needs_node
 from tests.proxy import proxied
 
@@ -25,12 +24,6 @@ pytestmark = needs_node
 
 TEXT = "Ελλάδα, 日本語 and a flag 🏳️‍🌈, as the model says it. " * 8
 QUICK = {"heartbeat": 0.1, "reconnect": 0.05}
-
-
-@pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
 
 
 @pytest.fixture

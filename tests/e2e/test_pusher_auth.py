@@ -43,12 +43,6 @@ def bearer(credential: str) -> dict[str, str]:
 
 
 @pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as http:
-        yield http
-
-
-@pytest.fixture
 async def relay(queue: AsyncQueue) -> AsyncIterator[Relay]:
     async with running_relay(queue, tokens=TOKENS, pusher=ENCRYPTING, api_keys=KEYS) as relay:
         yield relay

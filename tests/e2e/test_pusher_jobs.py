@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from deltafan import OpenAIClient, PusherSink
 from deltafan.broker.queue import AsyncJob, AsyncQueue
@@ -17,7 +16,6 @@ from deltafan.channels import job_channel
 from deltafan.devserver.provider import Provider, Script, parse_fault, running
 from deltafan.devserver.provider.source import Text
 from deltafan.devserver.pusher import PusherEmulator
-from deltafan.devserver.pusher import running as pusher_running
 from deltafan.errors import CompletionError, ConfigurationError
 from deltafan.events import Error, Event, Meta, TextDelta
 from deltafan.sinks.base import SinkUnavailable
@@ -29,12 +27,6 @@ from tests.pusher_kit import read, settings_of
 
 TEXT = "One, two, three; the quick brown fox jumps over the lazy dog, again and again. " * 8
 SLOW = Script(source=Text(TEXT), chunk_size=4, rate=200)
-
-
-@pytest_asyncio.fixture
-async def emulator() -> AsyncIterator[PusherEmulator]:
-    async with pusher_running() as opened:
-        yield opened
 
 
 @asynccontextmanager

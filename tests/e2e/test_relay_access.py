@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -17,12 +16,6 @@ from deltafan.tokens import TokenKeys
 from tests.e2e.relay_kit import SPEC, running_relay
 
 KEYS = ("default-key-1", "acme=acme-key-22", f"hashed=sha256:{hashlib.sha256(b'hashed-key-3').hexdigest()}")
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as http:
-        yield http
 
 
 def bearer(key: str) -> dict[str, str]:

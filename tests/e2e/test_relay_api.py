@@ -19,7 +19,6 @@ from tests.e2e.relay_kit import (
     SPEC,
     HandWorker,
     Relay,
-    hand_worker,
     running_relay,
     streaming,
 )
@@ -32,21 +31,9 @@ async def queue(redis_settings: RedisSettings) -> AsyncIterator[AsyncQueue]:
 
 
 @pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
-
-
-@pytest.fixture
 async def relay(queue: AsyncQueue) -> AsyncIterator[Relay]:
     async with running_relay(queue) as relay:
         yield relay
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as http:
-        yield http
 
 
 async def error_of(response: aiohttp.ClientResponse) -> dict[str, Any]:

@@ -24,18 +24,6 @@ from deltafan.settings import RedisSettings, RelaySettings
 from tests.e2e.relay_kit import SPEC, HandWorker, eventually, hand_worker, running_relay, streaming, text_of
 
 
-@pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as http:
-        yield http
-
-
 @contextlib.asynccontextmanager
 async def plain_runner(queue: AsyncQueue, **settings: float) -> AsyncIterator[tuple[str, Streams, web.AppRunner]]:
     """The application in a runner of somebody else's, which does not tell handlers that a client has left."""

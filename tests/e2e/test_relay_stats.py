@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -15,22 +14,10 @@ from deltafan.events import Usage
 from deltafan.relay import stats
 from deltafan.settings import RedisSettings, TokenSettings
 from tests.conftest import StartWorker
-from tests.e2e.relay_kit import SPEC, HandWorker, Stream, eventually, hand_worker, running_relay
+from tests.e2e.relay_kit import SPEC, HandWorker, Stream, eventually, running_relay
 
 TOKENS = TokenSettings(token_keys=("k1=" + "s" * 40,))
 KEYS = ("default=my-key-0123", "default:read+enqueue=reader-key-01", "other=their-key-0")
-
-
-@pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 def bearer(key: str) -> dict[str, str]:

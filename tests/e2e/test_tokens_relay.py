@@ -22,7 +22,7 @@ from deltafan.llm.tools import tool
 from deltafan.settings import RedisSettings, TokenSettings
 from deltafan.tokens import HIDDEN
 from tests.conftest import StartWorker
-from tests.e2e.relay_kit import SPEC, HandWorker, Relay, hand_worker, running_relay, streaming, text_of
+from tests.e2e.relay_kit import SPEC, HandWorker, Relay, running_relay, streaming, text_of
 
 SECRET = "token-secret-" + "x" * 32
 TOKENS = TokenSettings(token_keys=(f"k1={SECRET}",))
@@ -49,12 +49,6 @@ async def web(redis_settings: RedisSettings) -> AsyncIterator[AsyncQueue]:
     """The web app's queue, with the relay's token keys."""
     async with AsyncQueue(redis_settings, tokens=TOKENS) as queue:
         yield queue
-
-
-@pytest.fixture
-async def worker(redis_settings: RedisSettings) -> AsyncIterator[HandWorker]:
-    async with hand_worker(redis_settings) as worker:
-        yield worker
 
 
 @pytest.fixture
