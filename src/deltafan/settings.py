@@ -99,6 +99,9 @@ class RelaySettings(Settings):
         default=(), description="Networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8."
     )
     relay_drain: float = Field(default=5.0, ge=0, description="How long requests may finish after SIGTERM.")
+    tenants: tuple[str, ...] = Field(
+        default=(), description="Tenants without API keys at this relay, whose channels are to be kept apart."
+    )
     dev_tools: bool = Field(
         default=False, description="Let the page kill workers. For development; only without API keys."
     )

@@ -317,3 +317,11 @@ async def test_each_start_has_a_secret_of_its_own() -> None:
             "PUSHER_TLS": "false",
         }
         assert one.url == f"http://127.0.0.1:{one.port}"
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "https://example.com"}, {"Host": "rebound.example.com"}])
+async def test_what_happened_is_not_for_web_pages(emulator: PusherEmulator, headers: dict[str, str]) -> None:
+    async with aiohttp.ClientSession() as session:
+        for method, path in (("GET", "messages"), ("POST", "faults"), ("DELETE", "messages")):
+            async with session.request(method, f"{emulator.url}/emulator/{path}", headers=headers) as answer:
+                assert answer.status == 403

@@ -6,19 +6,24 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import nacl.secret
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from pusher.crypto import generate_shared_secret
+from pydantic import SecretStr
 
 from deltafan.devserver.pusher import PusherEmulator
 from deltafan.errors import ValidationError
 from deltafan.events import Done, Event, EventId, Meta, TextDelta, ToolResult
+from deltafan.settings import PusherSettings
 from deltafan.sinks.base import JobInfo, SinkUnavailable, Undeliverable
 from deltafan.sinks.fanout import SinkRunner
+from deltafan.sinks.pusher import circuit
 from deltafan.sinks.pusher.publisher import TRIES, Publisher
 from deltafan.sinks.pusher.sink import PusherSink, pusher_sinks
 from deltafan.telemetry.hooks import Signal
@@ -29,11 +34,34 @@ from tests.pusher_kit import MASTER_KEY, read, settings_of
 JOB = "0-a"
 
 
+@pytest.fixture
+def mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage is over as soon as it is noticed."""
+    monkeypatch.setattr(circuit, "AFTER_OUTAGE", 0.0)
+
+
 @asynccontextmanager
 async def publisher_of(emulator: PusherEmulator, **changes: Any) -> AsyncIterator[tuple[Publisher, list[Signal]]]:
     signals: list[Signal] = []
     async with Publisher(settings_of(emulator, **changes), signals.append) as publisher:
         yield publisher, signals
+
+
+@asynccontextmanager
+async def answering(status: int, text: str = "{}", **headers: str) -> AsyncIterator[PusherSettings]:
+    """A server that says the same to everything."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=text, headers=headers)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        yield PusherSettings(app_id="1", key="k", secret=SecretStr("s"), host="127.0.0.1", port=server.port, tls=False)
+
+
+def rate_limiting(seconds: int) -> AbstractAsyncContextManager[PusherSettings]:
+    return answering(429, **{"Retry-After": str(seconds)})
 
 
 def numbered(*events: Event, start: int = 0) -> list[Event]:
@@ -99,6 +127,7 @@ async def test_a_request_that_was_served_but_not_answered_comes_again_with_the_s
     assert len(check_order(read(emulator.on("room")))) == 4
 
 
+@pytest.mark.usefixtures("mended")
 async def test_a_server_that_stays_away_is_told_and_the_same_events_go_when_it_is_back(
     emulator: PusherEmulator,
 ) -> None:
@@ -111,6 +140,7 @@ async def test_a_server_that_stays_away_is_told_and_the_same_events_go_when_it_i
     assert len(emulator.on("a")) == len(emulator.on("b")) == 4
 
 
+@pytest.mark.usefixtures("mended")
 async def test_what_a_channel_has_had_does_not_go_again_when_the_rest_failed(emulator: PusherEmulator) -> None:
     """Of eleven messages the first request takes ten; the second fails as often as it is made."""
     events = numbered(Meta(), *(TextDelta(text="x", choice=n) for n in range(10)))
@@ -151,6 +181,55 @@ async def test_403_opens_a_circuit_through_which_no_request_goes(emulator: Pushe
             assert 0 < refused.value.retry_after <= 30
     assert len(emulator.requests) == 1
     assert [signal.name for signal in signals] == ["pusher.circuit_opened"]
+
+
+async def test_a_server_that_is_away_is_asked_no_more_for_a_while(emulator: PusherEmulator) -> None:
+    emulator.faults.set("drop")
+    async with publisher_of(emulator) as (publisher, signals):
+        sinks = [PusherSink(f"room-{n}", publisher, job_id=JOB) for n in range(5)]
+        with pytest.raises(SinkUnavailable, match="cannot be reached"):
+            await sinks[0].emit(numbered(*WHOLE))
+        for sink in sinks:
+            with pytest.raises(SinkUnavailable) as refused:
+                await sink.emit(numbered(*WHOLE))
+            assert 0 < refused.value.retry_after <= 1
+    assert len(emulator.requests) == TRIES
+    assert [signal.name for signal in signals] == ["pusher.circuit_opened"]
+
+
+async def test_who_asks_for_a_long_pause_gets_it_without_a_request_being_held(emulator: PusherEmulator) -> None:
+    """429 with Retry-After: the messages go back to their sink, and nobody else waits behind them."""
+    async with rate_limiting(60) as settings, Publisher(settings) as publisher:
+        sink = PusherSink("room", publisher, job_id=JOB)
+        async with asyncio.timeout(10):
+            with pytest.raises(SinkUnavailable, match="answered 429") as refused:
+                await sink.emit(numbered(*WHOLE))
+        assert refused.value.retry_after == 60
+
+
+@pytest.mark.parametrize("status", [404, 408])
+async def test_what_a_proxy_says_while_servers_change_is_no_last_word(emulator: PusherEmulator, status: int) -> None:
+    emulator.faults.set(f"status={status}*{TRIES}")
+    async with publisher_of(emulator) as (publisher, _):
+        with pytest.raises(SinkUnavailable, match=f"answered {status}"):
+            await PusherSink("room", publisher, job_id=JOB).emit(numbered(*WHOLE))
+
+
+async def test_a_page_of_somebody_else_is_no_acceptance() -> None:
+    async with answering(200, "<html>Welcome</html>") as settings, Publisher(settings) as publisher:
+        with pytest.raises(SinkUnavailable, match="answered 200: <html>Welcome"):
+            await PusherSink("room", publisher, job_id=JOB).emit(numbered(*WHOLE))
+
+
+async def test_one_sink_serves_one_completion_after_another(emulator: PusherEmulator) -> None:
+    async with publisher_of(emulator) as (publisher, _), PusherSink("room", publisher) as sink:
+        for job in ("0-a", "0-b"):
+            await sink.emit([replace(event, job=job) for event in numbered(*WHOLE)])
+        for _ in range(2):
+            await sink.emit([replace(event, id=None, job=None) for event in numbered(*WHOLE[:2])])
+    sent = [(json.loads(message.data)["job"], json.loads(message.data)["id"]) for message in emulator.on("room")]
+    assert sent[:8] == [(job, f"1-{n}") for job in ("0-a", "0-b") for n in range(4)]
+    assert sent[8:] == [(sink.job_id, f"1-{n}") for n in range(4)]
 
 
 async def test_wrong_credentials_are_not_tried_again(emulator: PusherEmulator) -> None:

@@ -123,6 +123,19 @@ async def test_a_dead_pusher_costs_the_job_nothing_and_its_status_says_so(
         check_whole(await ended(other), TEXT)
 
 
+async def test_jobs_that_wait_for_a_dead_pusher_take_nobodys_place(
+    queue: AsyncQueue, start_worker: StartWorker, emulator: PusherEmulator
+) -> None:
+    emulator.faults.set("delay=30")
+    async with running(Script(source=Text(TEXT))) as provider, sink_of(emulator) as services:
+        await start_worker(provider, services, concurrency=1, sink_budget=60)
+        waiting = await queue.enqueue(model="scripted", prompt="x", sinks=["pusher"])
+        await ended(waiting)
+        plain = await queue.enqueue(model="scripted", prompt="x")
+        check_whole(await ended(plain), TEXT)
+        assert (await waiting.status()).sinks == {}, "it still waits"
+
+
 async def test_over_quota_the_job_ends_at_once_and_names_the_reason(
     queue: AsyncQueue, start_worker: StartWorker, emulator: PusherEmulator
 ) -> None:

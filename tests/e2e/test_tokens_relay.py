@@ -14,6 +14,7 @@ import jwt
 import orjson
 import pytest
 
+from deltafan.broker.keys import partition
 from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Script, running
 from deltafan.devserver.provider.script import ToolCall
@@ -431,3 +432,29 @@ async def test_a_tokens_holder_is_counted_by_subject_whatever_the_token(
             (web.token(job, ttl=5), 429),
         ):
             assert (await get(http, f"{relay.url}/v1/jobs/{job.id}", bearer(token)))[0] == status
+
+
+async def test_who_holds_a_token_is_not_told_why_a_sink_is_behind(
+    web: AsyncQueue, relay: Relay, http: aiohttp.ClientSession
+) -> None:
+    """The reason may name addresses and channels of ours."""
+    job = await web.enqueue(SPEC)
+    standing = {"mine": {"state": "behind", "last_id": "1-3", "error": "OSError: 10.0.3.7:6379"}}
+    await web.connections.commands.hset(partition(job.id).job(job.id), "sinks", orjson.dumps(standing))
+    url = f"{relay.url}/v1/jobs/{job.id}"
+    _, seen = await get(http, url, bearer(web.token(job)))
+    assert seen["sinks"] == {"mine": {"state": "behind", "last_id": "1-3"}}
+    _, seen = await get(http, url, bearer("default-key-1"))
+    assert seen["sinks"] == standing
+
+
+async def test_a_stale_cookie_of_another_program_does_not_close_the_page(
+    queue: AsyncQueue, http: aiohttp.ClientSession
+) -> None:
+    """Programs on one machine share the cookies of localhost, whatever their port."""
+    async with running_relay(queue, tokens=TOKENS) as relay:
+        for path in ("/", "/jobs", "/client.js", "/schema/event.json"):
+            async with http.get(relay.url + path, headers=cookie("nonsense")) as response:
+                assert response.status == 200
+        status, _ = await get(http, f"{relay.url}/v1/jobs", cookie("nonsense"))
+        assert status == 401

@@ -50,6 +50,7 @@ class Ending:
         log: JobLog,
         fanout: Fanout,
         timings: Mapping[str, float],
+        settling: Callable[[], None],
     ) -> None:
         self._services = services
         self._claims = claims
@@ -58,6 +59,7 @@ class Ending:
         self._log = log
         self._fanout = fanout
         self._timings = dict(timings)
+        self._settling = settling
         self._total = Usage()
 
     async def carry_out(self, outcome: Outcome, earlier: Usage | None) -> None:
@@ -219,6 +221,7 @@ class Ending:
         """The job has ended; it is acknowledged when its sinks have its `done`, or have run out of their budget."""
         if not self._fanout:
             return
+        self._settling()
         standing = await self._fanout.settle(last, self._services.settings.sink_budget)
         await self._patiently(partial(self._acknowledge, standing))
 

@@ -60,6 +60,7 @@ class Engine:
         self._entries: set[tuple[str, str]] = set()  # entries of ours that a task is at work on, by stream and entry
         self._begun: set[tuple[str, str]] = set()  # those whose attempt has been claimed, until they are acknowledged
         self._tasks: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[Any]] = set()  # of those, which only wait for their sinks
         self._held: list[Taken] = []  # taken beyond the concurrency; a wait may bring one entry of each stream
         self._suspects: set[tuple[str, str]] = set()
         self._beaten = float("-inf")  # when the last heartbeat that arrived was sent, by the loop's clock
@@ -142,7 +143,7 @@ class Engine:
     async def _take(self, group: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
-            free = self._settings.concurrency - len(self._tasks)
+            free = self._free()
             if free <= 0:
                 self._freed.clear()
                 await self._freed.wait()
@@ -161,6 +162,17 @@ class Engine:
                 self._start_job(group, taken)
             self._held.extend(batch[free:])
 
+    def _free(self) -> int:
+        """Jobs that may be begun. One that only waits for its sinks takes nobody's place, up to as many again."""
+        return self._settings.concurrency - len(self._tasks) + min(len(self._settling), self._settings.concurrency)
+
+    def _settles(self) -> None:
+        """The task that calls has come to waiting for its job's sinks."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._settling.add(task)
+            self._freed.set()
+
     def _start_job(self, group: asyncio.TaskGroup, taken: Taken) -> None:
         place = (taken.stream, taken.entry)
         if place in self._entries:
@@ -171,6 +183,7 @@ class Engine:
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            self._settling.discard(task)
             self._entries.discard(place)
             self._freed.set()
 
@@ -182,6 +195,7 @@ class Engine:
             provider, can_continue = self._services.provider_of(taken.model)
             claim = await self._claim(taken, provider, can_continue)
             if isinstance(claim, Ended):
+                self._settles()
                 await deliver_late(self._services, self._connections, self._claims, claim)
             elif claim is not None:
                 self._begun.add((taken.stream, taken.entry))
@@ -201,7 +215,7 @@ class Engine:
                 await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
 
     async def _run_job(self, claim: Claim) -> None:
-        run = JobRun(self._services, self._connections, self._claims, self._flusher, claim)
+        run = JobRun(self._services, self._connections, self._claims, self._flusher, claim, self._settles)
         self._runs[claim.job_id] = run
         if self._stopping.is_set():
             run.stop("drain")
@@ -254,7 +268,7 @@ class Engine:
         lost = [t for t in strays if (t.stream, t.entry) in self._suspects]
         self._suspects = {(t.stream, t.entry) for t in strays} - {(t.stream, t.entry) for t in lost}
         for taken in lost:
-            if len(self._tasks) < self._settings.concurrency and not self._stopping.is_set():
+            if self._free() > 0 and not self._stopping.is_set():
                 self._start_job(group, taken)  # here, because the taker may be waiting for other work
             else:
                 self._held.append(taken)

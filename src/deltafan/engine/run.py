@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -29,9 +30,17 @@ class JobRun:
     """An attempt that this worker has claimed. `run` returns when there is nothing more to do for it here."""
 
     def __init__(
-        self, services: Services, connections: Connections, claims: Claims, flusher: Flusher, claim: Claim
+        self,
+        services: Services,
+        connections: Connections,
+        claims: Claims,
+        flusher: Flusher,
+        claim: Claim,
+        settling: Callable[[], None],
     ) -> None:
+        """:param settling: called when the job has ended and only waits for its sinks."""
         self.claim = claim
+        self._settling = settling
         self._services = services
         self._connections = connections
         self._claims = claims
@@ -74,7 +83,9 @@ class JobRun:
         fanout = self._fanout()
         try:
             outcome = await self._outcome(history)
-            ending = Ending(self._services, self._connections, self._claims, self.log, fanout, self._timings())
+            ending = Ending(
+                self._services, self._connections, self._claims, self.log, fanout, self._timings(), self._settling
+            )
             await ending.carry_out(outcome, history.usage)
         finally:
             self.log.close()

@@ -26,7 +26,7 @@ from deltafan.tokens import TokenKeys
 
 ADDRESS: Final = web.RequestKey("address", str)
 _OPEN_PATHS = ("/healthz", "/readyz")
-_GUARDED = ("/v1/", "/pusher/")
+_GUARDED = ("/v1/", "/pusher/", "/dev/")
 
 
 def check_binding(host: str, keys: ApiKeys) -> None:
@@ -61,7 +61,7 @@ def access(keys: ApiKeys, tokens: TokenKeys | None, origins: Sequence[str], limi
             limits.ask(address)
         else:
             _check_local(request, origins)
-        if not keys.required or request.path.startswith(_GUARDED):
+        if request.path.startswith(_GUARDED):
             principal = authenticator.principal(request, address)
             if principal.name is not None:
                 limits.ask_as(principal.name)

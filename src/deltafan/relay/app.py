@@ -51,7 +51,7 @@ def create_app(
     )
     app[QUEUE] = queue
     app[STREAMS] = Streams(settings)
-    app[OWNERSHIP] = Ownership(keys.tenants)
+    app[OWNERSHIP] = Ownership(keys.tenants | frozenset(settings.tenants))
     app[PUSHER] = pusher or PusherSettings()
     if token_keys is not None:
         app[TOKEN_KEYS] = token_keys

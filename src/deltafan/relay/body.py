@@ -16,7 +16,9 @@ BODY_SECONDS = 30.0
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
-    """:raises Refusal: it is larger than `limit` bytes, or does not arrive."""
+    """:raises Refusal: it is larger than `limit` bytes, is compressed, or does not arrive."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Refusal(415, "send the body as it is, without Content-Encoding")
     if (request.content_length or 0) > limit:
         raise too_large(limit)
     body = bytearray()

@@ -15,7 +15,7 @@ from deltafan.errors import ConfigurationError
 from deltafan.relay.answers import Refusal
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")
-_METHODS = "GET, POST"
+_METHODS = "GET, POST, DELETE"
 _HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
 _EXPOSED = "Location, Retry-After"
 _MAX_AGE = 600
@@ -58,12 +58,8 @@ def common_headers(origins: Sequence[str]) -> Callable[[web.Request, web.StreamR
     """The headers of every answer, streams and errors included."""
 
     async def add(request: web.Request, response: web.StreamResponse) -> None:
+        secure(response)
         headers = response.headers
-        headers["Server"] = "deltafan"
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers.setdefault("Referrer-Policy", "no-referrer")  # an address may hold a token
-        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-        headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")  # for what is fetched without CORS
         if not origins or "Access-Control-Allow-Origin" in headers:
             return
         allowed = _allowed(request, origins)
@@ -76,6 +72,17 @@ def common_headers(origins: Sequence[str]) -> Callable[[web.Request, web.StreamR
             headers["Vary"] = "Origin"
 
     return add
+
+
+def secure(response: web.StreamResponse) -> None:
+    """The headers that even an answer to what is no request carries."""
+    headers = response.headers
+    headers["Server"] = "deltafan"
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers.setdefault("Cache-Control", "no-store")
+    headers.setdefault("Referrer-Policy", "no-referrer")  # an address may hold a token
+    headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")  # for what is fetched without CORS
 
 
 def _allowed(request: web.Request, origins: Sequence[str]) -> str | None:

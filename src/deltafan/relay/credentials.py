@@ -17,6 +17,8 @@ from deltafan.tokens import Grant, TokenKeys, looks_like_token
 
 COOKIE: Final = "deltafan_token"
 QUERY: Final = "token"
+UNGUESSABLE: Final = 32
+"""Characters of an API key from which on it counts as random, as `deltafan keys new` makes them."""
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -42,9 +44,9 @@ class Credential:
 class Authenticator:
     """Checks credentials against API keys and token keys.
 
-    Wrong ones count against their address. When it has shown too many, an API key that has not been used before is no
-    longer looked at, so that guessing is slow; tokens, which nobody guesses, and keys in use are still taken, so that
-    a guesser behind the same proxy locks nobody out.
+    Wrong API keys count against their address. When it has shown too many, a short API key that has not been used
+    before is no longer looked at, so that guessing is slow; long keys and tokens, which nobody guesses, and keys in use
+    are still taken, so that a guesser behind the same proxy locks nobody out.
     """
 
     def __init__(self, keys: ApiKeys, tokens: TokenKeys | None, origins: Sequence[str], limits: Limits) -> None:
@@ -76,7 +78,8 @@ class Authenticator:
 
     def _known_key(self, text: str, address: str) -> Principal | None:
         key = self._keys.find(text)
-        if self._keys.required and not looks_like_token(text) and (key is None or key.name not in self._in_use):
+        guessable = len(text) < UNGUESSABLE and not looks_like_token(text)
+        if self._keys.required and guessable and (key is None or key.name not in self._in_use):
             self._limits.check_failures(address)
         if key is None:
             return None
@@ -86,7 +89,8 @@ class Authenticator:
     def _grant(self, given: Credential, address: str) -> Grant:
         is_token = looks_like_token(given.text)
         if self._tokens is None or (given.source == "header" and self._keys.required and not is_token):
-            self._fail(address)
+            if not is_token:
+                self._fail(address)
             what = "stream token" if is_token or given.source != "header" else "API key"
             why = "; no token keys are set" if what == "stream token" else ""
             raise _unauthorized("unauthorized", f"the {what} is not known here{why}")
@@ -95,7 +99,6 @@ class Authenticator:
         except TokenExpired as error:
             raise _unauthorized(error.code, error.message) from None
         except TokenInvalid as error:
-            self._fail(address)
             raise _unauthorized(error.code, error.message) from None
 
     def _fail(self, address: str) -> None:

@@ -19,6 +19,7 @@ from deltafan.job import JOB_ID
 from deltafan.relay.answers import Refusal, answer
 from deltafan.relay.body import json_object, read_body
 from deltafan.relay.context import queue_of
+from deltafan.relay.credentials import is_same_origin
 from deltafan.relay.principal import require
 
 MAX_BODY = 1024
@@ -27,6 +28,9 @@ MAX_BODY = 1024
 async def kill_worker(request: web.Request) -> web.Response:
     """Body: `{"job": id}`. Answers with the process that is no more."""
     require(request, "admin", all_jobs=True)
+    origin = request.headers.get("Origin")
+    if origin is not None and not is_same_origin(request, origin):
+        raise Refusal(403, "only this relay's own page may kill a worker")
     queue, job_id = queue_of(request), await _job(request)
     status = await read_status(queue.connections.commands, job_id, queue.tenant)
     if status.state != "running" or status.worker is None:

@@ -61,9 +61,16 @@ async def listing(request: web.Request) -> web.Response:
 
 
 def _shown(request: web.Request, status: JobStatus) -> dict[str, Any]:
-    """A job's record. Who has something hidden is not told the channels on which it is shown."""
+    """A job's record. Who holds a token is not told why a sink is behind, which may name addresses; who has something
+    hidden, not the channels on which it is shown."""
+    principal = principal_of(request)
     shown = status.to_dict() | urls(status.id)
-    if principal_of(request).hide:
+    if principal.grant is not None:
+        shown["sinks"] = {
+            name: {field: value for field, value in standing.items() if field != "error"}
+            for name, standing in status.sinks.items()
+        }
+    if principal.hide:
         return shown | {"channel": None, "pusher_channels": []}
     return shown | pusher_of(request, status.pusher_channels)
 

@@ -1,7 +1,8 @@
 """Whose a channel is, on a Redis and a Pusher app that several tenants share.
 
 A channel whose name begins with `<tenant>@` (after `private-` and the like) is that tenant's; any other is `default`'s.
-With keys of one tenant only, or none, there is nobody to keep apart.
+Tenants are those with API keys and those that `DELTAFAN_TENANTS` names. Where there is but one, there is nobody to keep
+apart.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from deltafan.relay.keys import DEFAULT_TENANT
 @dataclass(frozen=True, slots=True)
 class Ownership:
     tenants: frozenset[str]
-    """Of all API keys."""
 
     def is_of(self, tenant: str, channel: str) -> bool:
         """Whether a channel is a tenant's. A job's own channel is its job's: look at that instead."""
+        owner, at, _ = bare(channel).partition("@")
+        if at and owner == tenant:
+            return True
         if len(self.tenants) <= 1:
             return tenant in self.tenants or not self.tenants
-        owner, at, _ = bare(channel).partition("@")
         return tenant == (owner if at and owner in self.tenants else DEFAULT_TENANT)
 
     def check(self, tenant: str, spec: JobSpec) -> None:

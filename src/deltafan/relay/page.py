@@ -59,13 +59,13 @@ def add_pages(
         kind = _KINDS.get(f".{file.name.rpartition('.')[2]}")
         if kind is not None:
             router.add_get(f"/static/{file.name}", _static(file.read_bytes(), kind, headers))
-    _add_dashboard(app)
+    _add_dashboard(app, keys)
     if has_dev_tools:
         router.add_post("/dev/kill-worker", devtools.kill_worker)
 
 
-def _add_dashboard(app: web.Application) -> None:
-    app[stats.SAMPLERS] = stats.Samplers()
+def _add_dashboard(app: web.Application, keys: ApiKeys) -> None:
+    app[stats.SAMPLERS] = stats.Samplers(shows_hosts=not keys.required)
     app.router.add_get("/v1/stats", stats.statistics, allow_head=False)
     app.router.add_get("/v1/dead", deadletters.listing)
     app.router.add_post("/v1/dead/{id}/retry", deadletters.retry)

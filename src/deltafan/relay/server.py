@@ -15,6 +15,7 @@ from deltafan.relay.access import check_binding
 from deltafan.relay.answers import Refusal, refusal
 from deltafan.relay.app import create_app
 from deltafan.relay.context import STREAMS
+from deltafan.relay.cors import secure
 from deltafan.relay.inflight import IN_FLIGHT
 from deltafan.relay.keys import parse_keys
 from deltafan.settings import PusherSettings, RelaySettings, TokenSettings
@@ -52,6 +53,7 @@ async def serve(
     app = create_app(queue, settings, tokens, pusher)
     runner = _Runner(
         app,
+        auto_decompress=False,  # a body that no handler reads would fail outside of ours; see `body`
         access_log=None,  # ours has one line a request, and no query strings
         handler_cancellation=True,  # a client that leaves ends its stream at once
         shutdown_timeout=_LAST_SECONDS,
@@ -119,6 +121,7 @@ class _Protocol(web.RequestHandler):
             answer = refusal(Refusal(500, "the relay failed; its log says why"))
         else:
             answer = refusal(_unreadable(exc))
+        secure(answer)
         answer.force_close()
         return answer
 

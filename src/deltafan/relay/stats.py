@@ -60,8 +60,9 @@ class _Progress:
 class Sampler:
     """One tenant's numbers."""
 
-    def __init__(self, queue: AsyncQueue, streams: Streams) -> None:
+    def __init__(self, queue: AsyncQueue, streams: Streams, *, shows_hosts: bool) -> None:
         self._queue = queue
+        self._shows_hosts = shows_hosts
         self._streams = streams
         self._queues: deque[str] = deque([_DEFAULT_QUEUE], maxlen=MAX_QUEUES)
         self._progress: dict[str, _Progress] = {}
@@ -128,7 +129,7 @@ class Sampler:
             "v": 1,
             "time": now,
             "queues": [asdict(depth) for depth in await stats.queue_depths(redis, partitions, queues)],
-            "workers": [asdict(beat) for beat in await stats.worker_beats(redis, queues)],
+            "workers": [self._worker(beat) for beat in await stats.worker_beats(redis, queues)],
             "streams": asdict(self._streams.statistics()),
             "rates": {
                 "created_per_second": round(created * 1000 / WINDOW_MS, 2),
@@ -142,6 +143,10 @@ class Sampler:
             },
             "jobs": [asdict(job) for job in jobs[:LISTED]],
         }
+
+    def _worker(self, beat: stats.WorkerBeat) -> dict[str, Any]:
+        """On one's own machine, which process it is; else how busy, for the machines are the operator's."""
+        return asdict(beat) if self._shows_hosts else {"running": beat.running}
 
     def _remember(self, jobs: list[stats.RecentJob]) -> None:
         """Which queues there are is known by the tenant's jobs: another tenant's are none of its business."""
@@ -174,16 +179,20 @@ def _quantiles(milliseconds: Iterable[float | None]) -> dict[str, float | int | 
 
 
 class Samplers:
-    """The samplers of a relay, by tenant."""
+    """The samplers of a relay, by tenant.
 
-    def __init__(self) -> None:
+    :param shows_hosts: tell on which machine and in which process workers run.
+    """
+
+    def __init__(self, *, shows_hosts: bool) -> None:
+        self._shows_hosts = shows_hosts
         self._by_tenant: dict[str, Sampler] = {}
 
     def of(self, request: web.Request) -> Sampler:
         """That of the request's tenant. There are as many as tenants with keys."""
         queue = queue_of(request)
         if queue.tenant not in self._by_tenant:
-            self._by_tenant[queue.tenant] = Sampler(queue, request.app[STREAMS])
+            self._by_tenant[queue.tenant] = Sampler(queue, request.app[STREAMS], shows_hosts=self._shows_hosts)
         return self._by_tenant[queue.tenant]
 
 

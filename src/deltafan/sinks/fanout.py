@@ -111,6 +111,8 @@ class SinkRunner:
             status["refused"] = self._refused
         if self.error is not None and status["state"] != "delivered":
             status["error"] = self.error
+        elif status["state"] == "behind":
+            status["error"] = "it did not take everything in time"
         return status
 
     def _state(self) -> str:

@@ -38,6 +38,15 @@ def test_with_one_tenant_all_are_its_own_and_with_none_nobodys() -> None:
     assert Ownership(frozenset()).is_of("anybody", "room")
 
 
+def test_a_tenant_without_a_key_has_its_own_channels_and_where_it_is_named_nobody_else_has_them() -> None:
+    keyless = Ownership(frozenset({"default"}))
+    assert keyless.is_of("acme", "private-acme@room")
+    assert not keyless.is_of("acme", "private-room")
+    named = Ownership(frozenset({"default", "acme"}))
+    assert named.is_of("acme", "private-acme@room")
+    assert not named.is_of("default", "private-acme@room")
+
+
 def test_a_job_may_not_go_to_a_channel_of_another_tenant_and_each_is_named() -> None:
     spec = parse_spec(
         {"model": "m", "prompt": "p", "channel": "acme@a", "pusher_channels": ["private-acme@b", "private-c", "beta@d"]}

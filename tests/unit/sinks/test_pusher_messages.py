@@ -61,6 +61,22 @@ def test_only_the_first_piece_of_a_tool_call_names_it() -> None:
     assert "".join(piece["arguments"] for piece in pieces) == call.arguments
 
 
+@given(
+    st.integers(0, 25_000), st.integers(0, 15_000), st.integers(0, 12_000), st.sampled_from([DATA_MAX, ENCRYPTED_MAX])
+)
+def test_a_tool_call_of_any_size_comes_whole(name: int, call_id: int, arguments: int, limit: int) -> None:
+    """A name that leaves no room for a piece of the arguments: the call goes in chunks."""
+    call = ToolCallDelta(index=1, call_id="c" * call_id, name="n" * name, arguments="é" * arguments)
+    messages = messages_of(JOB, call, ID, limit)
+    assert all(len(message.data.encode()) <= limit for message in messages)
+    raw = [json.loads(message.data) for message in messages]
+    if messages[0].name == "chunk":
+        assert decode("".join(piece["data"] for piece in raw)) == decode(encode(JOB, ID, call))
+    else:
+        assert "".join(piece["arguments"] for piece in raw) == call.arguments
+        assert (raw[0].get("call_id"), raw[0].get("name")) == (call.call_id, call.name)
+
+
 @given(st.text(ALPHABET, min_size=1, max_size=60), st.integers(300, 900), st.sampled_from([DATA_MAX, ENCRYPTED_MAX]))
 def test_the_chunks_of_any_other_event_fit_and_join_to_its_json(text: str, times: int, limit: int) -> None:
     event: Event = ToolResult(call_id="c", name="f", result={"text": text * times})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import web
@@ -30,9 +31,20 @@ def _local(handler: Handler) -> Handler:
     async def handle(request: web.Request) -> web.Response:
         if not is_loopback(request.remote):
             raise ApiError(403, "/emulator/ is for the machine that the emulator runs on")
+        if "Origin" in request.headers or not _is_local_name(request.headers.get("Host", "")):
+            raise ApiError(403, "/emulator/ is not for web pages, and is called localhost or 127.0.0.1")
         return await handler(request)
 
     return handle
+
+
+def _is_local_name(host: str) -> bool:
+    """A page that has its own name point to this machine (DNS rebinding) calls us by that name."""
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        return False
+    return name == "localhost" or is_loopback(name)
 
 
 def is_loopback(address: str | None) -> bool:

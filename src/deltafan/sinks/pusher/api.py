@@ -58,11 +58,11 @@ class Refused(ApiError):
 
 
 class Forbidden(ApiError):
-    """403: the app is disabled, or over its quota."""
+    """403: the app is disabled, or over its quota. 404: there is no such app, or not yet."""
 
 
 class Unauthorized(ApiError):
-    """401 or 404: the credentials are wrong, or there is no such app."""
+    """401: the credentials are wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +153,9 @@ class PusherApi:
         _check(await self._send(self._client.channels_info.make_request("deltafan-")), self._client.host)
 
     def _data(self, channel: str, message: Message) -> str:
+        """Sealed for an encrypted channel, which nobody uses without a key: see the sink."""
         if not channel.startswith(ENCRYPTED):
             return message.data
-        if self._master_key is None:
-            raise Refused(f"the channel {channel} is encrypted, and PUSHER_ENCRYPTION_MASTER_KEY is not set")
         return json.dumps(encrypt(channel, message.data, self._master_key))
 
     async def _post(self, events: list[dict[str, str]]) -> _Answer:
@@ -206,20 +205,20 @@ def _sign_again(request: Request, secret: str, now: float) -> None:
 
 
 def _check(answer: _Answer, host: str) -> None:
-    if 200 <= answer.status < 300:
+    if 200 <= answer.status < 300 and answer.body.lstrip().startswith("{"):
         return
     said = " ".join(answer.body.split())[:_BODY_SHOWN]
     told = f"{host} answered {answer.status}{f': {said}' if said else ''}"
     match answer.status:
-        case 429:
+        case 408 | 425 | 429:
             raise Transient(told, _seconds(answer.retry_after))
-        case status if status >= 500 or status < 200:
+        case status if status >= 500 or status < 400:  # below: a redirect, or a page of somebody else's
             raise Transient(told, _seconds(answer.retry_after))
         case 401 if _SKEW.search(answer.body):
             raise Transient(f"this machine's clock is wrong, or Pusher's is (set it by NTP): {told}", 5.0)
-        case 401 | 404:
+        case 401:
             raise Unauthorized(f"{told} (check PUSHER_APP_ID, PUSHER_KEY, PUSHER_SECRET and the cluster or host)")
-        case 403:
+        case 403 | 404:
             raise Forbidden(told)
         case _:
             raise Refused(told)

@@ -24,6 +24,8 @@ _WRAPPING: Final = len('{"nonce": "", "ciphertext": ""}') + _NONCE
 _TAG: Final = 16  # Poly1305's
 ENCRYPTED_MAX: Final = (DATA_MAX - _WRAPPING) // 4 * 3 - _TAG
 """Bytes of plain data on an encrypted channel: sealing adds a tag, and base64 a third."""
+_ROOM_MIN: Final = 1024
+"""Bytes that a piece must have at least. A tool call's name or id may leave less: then it goes in chunks."""
 CHUNK: Final = "chunk"
 _NUMBERS: Final = len('"part":,"parts":,') + 2 * 6
 """Room for the numbers of a piece: up to six digits each."""
@@ -52,10 +54,10 @@ def messages_of(job: str, event: Event, event_id: EventId, limit: int) -> list[M
         return [Message(event.type, data.decode(), event_id, last=True)]
     match event:
         case TextDelta() | ReasoningDelta() | RefusalDelta():
-            pieces = _split(job, event, event_id, event.text, limit)
+            pieces = _pieces(event.text, _room(job, event, event_id, event.text, limit))
             made = [encode(job, event_id, replace(event, text=piece), event.first) for piece in pieces]
-        case ToolCallDelta():
-            pieces = _split(job, event, event_id, event.arguments, limit)
+        case ToolCallDelta() if (room := _room(job, event, event_id, event.arguments, limit)) >= _ROOM_MIN:
+            pieces = _pieces(event.arguments, room)
             made = [
                 encode(job, event_id, _piece_of_call(event, piece, first=place == 0), event.first)
                 for place, piece in enumerate(pieces)
@@ -72,9 +74,10 @@ def _piece_of_call(event: ToolCallDelta, piece: str, *, first: bool) -> ToolCall
     return replace(event, arguments=piece) if first else replace(event, arguments=piece, call_id=None, name=None)
 
 
-def _split(job: str, event: Event, event_id: EventId, text: str, limit: int) -> list[str]:
+def _room(job: str, event: Event, event_id: EventId, text: str, limit: int) -> int:
+    """Bytes that are left for a piece of the text beside the rest of the event."""
     whole = len(encode(job, event_id, event, event.first))
-    return list(_pieces(text, limit - (whole - _size(text)) - _NUMBERS))
+    return limit - (whole - _size(text)) - _NUMBERS
 
 
 def _numbered(made: list[bytes]) -> Iterator[bytes]:

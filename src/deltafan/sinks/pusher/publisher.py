@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -96,7 +96,7 @@ class Publisher:
         if self._closed:
             raise SinkUnavailable(_CLOSED)
         if self._circuit.remaining > 0:
-            raise self._refusal(self._circuit.reason, final=self._circuit.final)
+            raise self._broken()
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         sending = _Sending(channel, deque(messages), ended, accepted)
         queue = self._queues.setdefault(channel, deque())
@@ -167,7 +167,9 @@ class Publisher:
         try:
             await self._deliver(batch)
         except ApiError as error:
-            self._fail(batch, self._refusal(str(error), final=isinstance(error, Unauthorized)))
+            self._fail(batch, self._failure(error))
+        except (SinkUnavailable, Undeliverable) as error:
+            self._fail(batch, error)
         except asyncio.CancelledError:
             self._fail(batch, SinkUnavailable(_CLOSED))
             raise
@@ -179,7 +181,7 @@ class Publisher:
 
     async def _deliver(self, batch: list[tuple[_Sending, Message]]) -> None:
         try:
-            await self._patiently(lambda api: api.send([(s.channel, m) for s, m in batch]))
+            await self._patiently(batch)
         except Refused as error:
             if len(batch) == 1:
                 ((sending, _),) = batch
@@ -198,34 +200,65 @@ class Publisher:
                 raise Transient("what came before it has failed")
             await self._deliver([single])
         except ApiError as error:
-            self._fail([single], self._refusal(str(error), final=isinstance(error, Unauthorized)))
+            self._fail([single], self._failure(error))
+        except (SinkUnavailable, Undeliverable) as error:
+            self._fail([single], error)
 
-    async def _patiently(self, post: Callable[[PusherApi], Awaitable[None]]) -> None:
+    async def _patiently(self, batch: list[tuple[_Sending, Message]]) -> None:
         """Make a request, again after what may pass. Each is signed anew: a signature is good for ten minutes."""
+        if not self._circuit.admit():
+            raise self._broken()
+        try:
+            await self._try(batch)
+        except (Forbidden, Unauthorized) as error:
+            self._opened(self._circuit.open(str(error), final=isinstance(error, Unauthorized)), error)
+            raise
+        except Transient as error:
+            if not _abandoned(batch):
+                self._opened(self._circuit.open(str(error), outage=True), error)
+            self._circuit.give_back()
+            raise
+        except Refused:
+            self._circuit.close()
+            raise
+        except BaseException:
+            self._circuit.give_back()
+            raise
+        self._circuit.close()
+
+    async def _try(self, batch: list[tuple[_Sending, Message]]) -> None:
         if self._api is None:
             self._api = PusherApi(self.settings)
         for tries in range(1, TRIES + 1):
             offset = self._api.clock_offset
             try:
-                await post(self._api)
+                await self._api.send([(sending.channel, message) for sending, message in batch])
+                return
             except Transient as error:
-                if tries == TRIES:
+                # A long wait is for who gave us the messages: here it would hold up those of others.
+                if tries == TRIES or error.retry_after > _BACKOFF_MAX or _abandoned(batch):
                     raise
                 bound = min(_BACKOFF_MAX, _BACKOFF * 2**tries)
                 await asyncio.sleep(max(random.uniform(0, bound), error.retry_after))  # noqa: S311 - jitter
-            except (Forbidden, Unauthorized) as error:
-                if seconds := self._circuit.open(str(error), final=isinstance(error, Unauthorized)):
-                    self._signal("pusher.circuit_opened", "error", error=str(error), seconds=seconds)
-                raise
-            else:
-                self._circuit.close()
-                return
             finally:
                 if self._api.clock_offset != offset:
                     self._signal("pusher.clock_skew", "warning", seconds=round(self._api.clock_offset, 1))
 
-    def _refusal(self, reason: str, *, final: bool) -> Exception:
-        return Undeliverable(reason, final=True) if final else SinkUnavailable(reason, self._circuit.remaining)
+    def _opened(self, seconds: float, error: ApiError) -> None:
+        if seconds:
+            self._signal("pusher.circuit_opened", "error", error=str(error), seconds=seconds)
+
+    def _broken(self) -> Exception:
+        """Why no request is made now."""
+        if self._circuit.final:
+            return Undeliverable(self._circuit.reason, final=True)
+        return SinkUnavailable(self._circuit.reason, self._circuit.remaining)
+
+    def _failure(self, error: ApiError) -> Exception:
+        if isinstance(error, Unauthorized):
+            return Undeliverable(str(error), final=True)
+        waits = error.retry_after if isinstance(error, Transient) else 0.0
+        return SinkUnavailable(str(error), max(waits, self._circuit.remaining))
 
     def _fail(self, batch: list[tuple[_Sending, Message]], error: Exception) -> None:
         """What was in the request failed, and with it what is behind it of the same calls: order is kept."""
@@ -237,3 +270,8 @@ class Publisher:
 
     def _signal(self, name: str, level: str, **fields: object) -> None:
         self._hook(Signal(name, level, fields))  # type: ignore[arg-type]
+
+
+def _abandoned(batch: list[tuple[_Sending, Message]]) -> bool:
+    """Whether nobody waits for any of it any more."""
+    return all(sending.ended.done() for sending, _ in batch)

@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
-from deltafan.channels import channel_problem, pusher_channels
+from deltafan.channels import ENCRYPTED, channel_problem, pusher_channels
 from deltafan.errors import FieldError, ValidationError
 from deltafan.events import Event, EventId
 from deltafan.sinks.base import JobInfo, Sink, SinkFactory, Undeliverable
@@ -41,6 +41,7 @@ class PusherSink:
         self.job_id = job_id or f"0-{secrets.token_hex(8)}"
         self._publisher = publisher
         self._sent: dict[str, EventId | None] = dict.fromkeys(self.channels)
+        self._job: str | None = None
         self._next = 0
         self._pause = 0.0  # no message before this time of the loop's clock
 
@@ -57,6 +58,9 @@ class PusherSink:
         :raises Undeliverable: some were refused for good, on some channel; the others have arrived.
         """
         clock = asyncio.get_running_loop().time
+        if batch[0].job != self._job:  # another completion on the same sink: its ids begin anew
+            self._job, self._next = batch[0].job, 0
+            self._sent = dict.fromkeys(self.channels)
         await asyncio.sleep(self._pause - clock())
         began = clock()
         numbered = [(event, event.id or EventId(1, self._next + place)) for place, event in enumerate(batch)]
@@ -75,6 +79,8 @@ class PusherSink:
             await asyncio.sleep(self._pause - clock())  # here, so that what comes meanwhile is merged
 
     async def _send(self, channel: str, numbered: Sequence[tuple[Event, EventId]]) -> None:
+        if channel.startswith(ENCRYPTED) and self._publisher.settings.encryption_master_key is None:
+            raise Undeliverable(f"the channel {channel} is encrypted, and PUSHER_ENCRYPTION_MASTER_KEY is not set")
         sent, limit = self._sent[channel], limit_of(channel)
         messages = [
             message
