@@ -163,7 +163,7 @@ async def test_an_outage_is_waited_out(subscriber: Subscriber, direct: Redis, pr
 
 
 async def test_a_subscription_that_redis_never_confirms_fails_and_is_forgotten(redis_url: str, proxy: Proxy) -> None:
-    settings = RedisSettings(url=proxy.url(redis_url), probe_interval=60, command_timeout=0.05)
+    settings = RedisSettings(url=proxy.url(redis_url), probe_interval=60, command_timeout=0.5)
     async with Connections(settings) as connections, Subscriber(connections) as subscriber:
         await _listen(subscriber, "first")
         proxy.up.swallows = True
