@@ -93,7 +93,7 @@ class RelaySettings(Settings):
         default=1.0,
         ge=0,
         allow_inf_nan=False,
-        description="Wrong keys and tokens a second from one address; 0 is no limit.",
+        description="Wrong API keys a second from one address; 0 is no limit.",
     )
     trusted_proxies: tuple[str, ...] = Field(
         default=(), description="Networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8."

@@ -32,7 +32,7 @@ async def test_a_good_server_passes() -> None:
     async with EmbeddedValkey(appendonly=True, extra_args=("--maxmemory", "100mb")) as server:
         code, found = await doctor(server.url)
     assert code == 0
-    assert [f["level"] for f in found.values()] == ["ok"] * 9 + ["warn"]
+    assert [f["level"] for f in found.values()] == ["ok"] * 10 + ["warn"]
     assert found["persistence"]["seen"] == "append-only file, appendfsync everysec"
     assert found["workers"]["mend"] == "start one: deltafan worker"
 
@@ -115,7 +115,7 @@ async def test_pusher_is_asked_with_our_credentials(redis_url: str) -> None:
             doctor(redis_url, **right | {"PUSHER_PORT": "1"}),
             doctor(redis_url),
         )
-    assert [found.get("pusher", {}).get("level") for _, found in results] == ["ok", "fail", "fail", None]
+    assert [found.get("pusher", {}).get("level") for _, found in results] == ["ok", "fail", "fail", "ok"]
     assert "PUSHER_SECRET" in results[1][1]["pusher"]["mend"]
 
 
@@ -124,3 +124,12 @@ async def test_what_cannot_be_checked_is_a_finding_too() -> None:
     assert (code, found["redis"]["level"]) == (1, "fail")
     code, found = await doctor("redis://127.0.0.1:1/0", DELTAFAN_LEASE="0")
     assert (code, found["settings"]["seen"]) == (1, "DELTAFAN_LEASE: must be greater than 0")
+
+
+async def test_credentials_that_a_relay_would_refuse_are_found(redis_url: str) -> None:
+    code, found = await doctor(redis_url, DELTAFAN_TOKEN_KEYS="k1=short")
+    assert code == 1
+    assert "entry 1: the secret must be 32 or more" in found["settings"]["seen"]
+    assert "short" not in found["settings"]["seen"]
+    code, found = await doctor(redis_url, DELTAFAN_API_KEYS="a:bogus=x")
+    assert (code, found["settings"]["level"]) == (1, "fail")

@@ -141,7 +141,7 @@ async def test_no_pattern_covers_a_job_by_another_tenants_channel(
 ) -> None:
     job = await web.enqueue(SPEC | {"channel": "acme@room"})  # past the relay, which would have refused it
     assert (await get(http, f"{relay.url}/v1/jobs/{job.id}", bearer(web.token(channels=["*"]))))[0] == 404
-    body = SPEC | {"channel": "acme@room", "pusher_channels": ["private-acme@x", "private-mine"]}
+    body = SPEC | {"sinks": ["pusher"], "channel": "acme@room", "pusher_channels": ["private-acme@x", "private-mine"]}
     status, said = await post(http, f"{relay.url}/v1/jobs", bearer("default-key-1"), json=body)
     assert status == 422
     assert [field["field"] for field in said["error"]["fields"]] == ["channel", "pusher_channels[0]"]
@@ -458,3 +458,15 @@ async def test_a_stale_cookie_of_another_program_does_not_close_the_page(
                 assert response.status == 200
         status, _ = await get(http, f"{relay.url}/v1/jobs", cookie("nonsense"))
         assert status == 401
+
+
+async def test_the_log_tells_an_operator_why_somebody_was_refused(
+    web: AsyncQueue, relay: Relay, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "deltafan.relay.access")
+    url = f"{relay.url}/v1/jobs/0-x"
+    await get(http, url, bearer(web.token(subject="ann")[:-2] + "AA"))
+    await get(http, url, bearer(forged(exp=int(time.time()) - 60)))
+    await get(http, url)
+    lines = [record.getMessage() for record in caplog.records if record.name == "deltafan.relay.access"]
+    assert [line.rpartition("code=")[2] for line in lines] == ["token_invalid", "token_expired", "unauthorized"]

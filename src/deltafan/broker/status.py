@@ -78,7 +78,8 @@ class JobStatus:
     attempt_errors: list[dict[str, Any]]
     timings: dict[str, float]
     sinks: dict[str, Any]
-    """Further sinks by name, told when the job has ended: `state` is `delivered`; `behind`, which ran out of its time;
+    """Further sinks by name, told when the job has ended: `state` is `delivering` for as long as the job waits for it;
+    then `delivered`; `behind`, which ran out of its time;
     `incomplete`, which refused some events for good (`refused` batches); or `failed`, which refused them all. `last_id`
     is what each has got, `error` why it has not got more."""
     metadata: dict[str, Any]

@@ -17,7 +17,9 @@ from deltafan.cli.pusher_checks import check_pusher
 from deltafan.cli.queue_checks import check_queue, lives_here
 from deltafan.cli.redis_checks import check_redis
 from deltafan.errors import ConfigurationError
+from deltafan.relay.keys import parse_keys
 from deltafan.settings import RedisSettings
+from deltafan.tokens import TokenKeys
 from deltafan.wiring import Configuration
 
 app = new_app()
@@ -65,12 +67,28 @@ async def _doctor(given: Given, provider: bool, json: bool) -> None:
     try:
         configuration = given.load()
     except ConfigurationError as error:
-        found(*(Finding("settings", "fail", line, "see deltafan worker --help") for line in str(error).splitlines()))
+        found(
+            *(
+                Finding("settings", "fail", line, "see deltafan worker --help, or docs/operations.md")
+                for line in str(error).splitlines()
+            )
+        )
     else:
-        found(Finding("settings", "ok", "all valid"))
+        found(*_check_credentials(configuration))
         await _check(configuration, provider, found)
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(FAILED)
+
+
+def _check_credentials(configuration: Configuration) -> list[Finding]:
+    """What a relay looks at when it starts."""
+    wrong: list[Finding] = []
+    for read in (lambda: parse_keys(configuration.relay.api_keys), lambda: TokenKeys.of(configuration.tokens)):
+        try:
+            read()
+        except ConfigurationError as error:
+            wrong.append(Finding("settings", "fail", str(error), "see docs/access.md"))
+    return wrong or [Finding("settings", "ok", "all valid")]
 
 
 async def _check(configuration: Configuration, provider: bool, found: Callable[..., None]) -> None:
@@ -80,8 +98,7 @@ async def _check(configuration: Configuration, provider: bool, found: Callable[.
         if not any(finding.level == "fail" and finding.check in ("redis", "rights") for finding in about_redis):
             for name in configuration.worker.queues:
                 found(*await check_queue(queue, name))
-    if configuration.pusher.configured:
-        found(await check_pusher(configuration.pusher))
+    found(await check_pusher(configuration.pusher))
     if provider:
         names = dict.fromkeys((configuration.llm.default_provider, *configuration.llm.providers))
         for name in names:

@@ -38,7 +38,9 @@ def pusher_emulator(
     secret: Annotated[
         str | None,
         typer.Option(
-            help="The app's secret; a new one at each start without.", rich_help_panel=_APP, show_default=False
+            help="The app's secret, 8 characters or more; a new one at each start without.",
+            rich_help_panel=_APP,
+            show_default=False,
         ),
     ] = None,
     webhook_url: Annotated[

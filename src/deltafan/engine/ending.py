@@ -213,6 +213,8 @@ class Ending:
             "usage_lost": "",
             "timings": orjson.dumps(self._timings),
         }
+        if self._fanout:
+            record["sinks"] = orjson.dumps(self._fanout.status())
         if plan.error is not None:
             record["error"] = orjson.dumps(payload(plan.error))
         return record

@@ -1,4 +1,6 @@
-"""One line a request: method, path, status, time, tenant, peer. Never a query string, which may hold a secret."""
+"""One line a request: method, path, status, time, tenant, peer, and why it was refused. Never a query string, which may
+hold a secret.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from deltafan.relay.access import ADDRESS
-from deltafan.relay.answers import CLIENT_LEFT
+from deltafan.relay.answers import CLIENT_LEFT, CODE
 from deltafan.relay.principal import PRINCIPAL
 
 _PATH_CHARS = 200
@@ -33,11 +35,12 @@ async def access_log(request: web.Request, handler: Handler) -> web.StreamRespon
     finally:
         principal = request.get(PRINCIPAL)
         logger.info(
-            "%s %s %d %.1fms tenant=%s peer=%s",
+            "%s %s %d %.1fms tenant=%s peer=%s%s",
             request.method,
             request.rel_url.raw_path[:_PATH_CHARS],
             status,
             (time.monotonic() - began) * 1000,
             principal.tenant if principal is not None else "-",
             request.get(ADDRESS) or request.remote or "-",
+            f" code={request[CODE]}" if CODE in request else "",
         )

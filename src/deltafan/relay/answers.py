@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -49,6 +49,9 @@ _CODES = {
     431: "headers_too_large",
     500: "internal",
 }
+
+CODE: Final = web.RequestKey("code", str)
+"""Why a request was refused, for the access log."""
 
 logger = logging.getLogger("deltafan.relay")
 
@@ -101,19 +104,27 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turns whatever a handler raises into an answer."""
     try:
         return await handler(request)
-    except Refusal as error:
-        return refusal(error)
-    except web.HTTPException as error:
-        return refusal(_of_http(request, error))
-    except DeltafanError as error:
-        return refusal(_of_ours(error))
-    except web.RequestPayloadError:
-        return refusal(Refusal(400, "the body cannot be decoded: check Content-Encoding and Transfer-Encoding"))
-    except ConnectionError:
-        return refusal(Refusal(CLIENT_LEFT, "the client has left"))  # nobody reads it; the access log shows the status
-    except Exception:
-        logger.exception("%s %s failed", request.method, request.rel_url.raw_path)
-        return refusal(Refusal(500, "the relay failed; its log says why"))
+    except Exception as error:
+        refused = _refused(request, error)
+        request[CODE] = refused.code
+        return refusal(refused)
+
+
+def _refused(request: web.Request, error: Exception) -> Refusal:
+    match error:
+        case Refusal():
+            return error
+        case web.HTTPException():
+            return _of_http(request, error)
+        case DeltafanError():
+            return _of_ours(error)
+        case web.RequestPayloadError():
+            return Refusal(400, "the body cannot be decoded: check Transfer-Encoding")
+        case ConnectionError():
+            return Refusal(CLIENT_LEFT, "the client has left")  # nobody reads it; the access log shows the status
+        case _:
+            logger.error("%s %s failed", request.method, request.rel_url.raw_path, exc_info=error)
+            return Refusal(500, "the relay failed; its log says why")
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> Refusal:

@@ -33,6 +33,10 @@ MAX_FIELDS: Final = 20
 USER_ID_MAX: Final = 128
 """Characters of a presence channel's user id: the service's limit."""
 
+_NOT_YOURS = (
+    "this channel is not one that you may follow, or there is no such; a token that names no channels opens the jobs' own "
+    f"only ({JOB_CHANNEL}<id>)"
+)
 _SOCKET_ID = re.compile(r"[0-9]{1,20}\.[0-9]{1,20}")
 _USER_ID = re.compile(r"[-A-Za-z0-9_=@,.;]+")
 _FORM = "application/x-www-form-urlencoded"
@@ -78,7 +82,7 @@ async def auth(request: web.Request) -> web.Response:
     if principal.hide:
         raise Refusal(403, "a token that hides something may not subscribe to Pusher, where everything is shown")
     if not await _may_subscribe(request, principal, channel):
-        raise Refusal(403, "this channel is not one that you may follow, or there is no such")
+        raise Refusal(403, _NOT_YOURS)
     return answer(sign(settings, socket_id, channel, _user_id(principal)))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deltafan.events import Event
+from deltafan.transcript import Transcript
 
 
 class Sink(Protocol):
@@ -41,11 +42,13 @@ class SinkUnavailable(Exception):
     """A sink's destination cannot be reached now. The same events come again.
 
     :param retry_after: seconds before which there is no use in trying.
+    :param transcript: what a completion had said that was streamed to the sink: it has been paid.
     """
 
-    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0, transcript: Transcript | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.transcript = transcript
 
 
 class Undeliverable(Exception):

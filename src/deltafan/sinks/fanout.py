@@ -72,6 +72,7 @@ class SinkRunner:
         self.complete = asyncio.Event()
         self._awaited: EventId | None = None
         self._reached = asyncio.Event()
+        self._told: str | None = None  # the error that was last told of
         self._refused = 0
         self._given_up = False
         self._deadline: float | None = None  # by the loop's clock: the job has ended, and waits no longer than this
@@ -135,7 +136,7 @@ class SinkRunner:
                 try:
                     sink = sink or await self._factory(self._job)
                     await sink.emit(batch)
-                    self.error = None if not self._refused else self.error
+                    self._recovered()
                 except Undeliverable as error:
                     self._failed(error)
                     self._refused += 1
@@ -208,8 +209,19 @@ class SinkRunner:
         return seen is None or event_id > seen
 
     def _failed(self, error: Exception) -> None:
-        self.error = f"{type(error).__name__}: {error}"[:200]
-        self._hook(Signal("sink.failed", "warning", {"sink": self.name, "job": self._job.id, "error": self.error}))
+        """Told once, however often it is tried again."""
+        self.error = f"{type(error).__name__}: {error}"[:300]
+        if self.error != self._told:
+            self._told = self.error
+            self._hook(Signal("sink.failed", "warning", {"sink": self.name, "job": self._job.id, "error": self.error}))
+
+    def _recovered(self) -> None:
+        if self._refused:
+            return
+        if self._told is not None:
+            self._told = None
+            self._hook(Signal("sink.recovered", "info", {"sink": self.name, "job": self._job.id}))
+        self.error = None
 
     async def _close(self, sink: Sink) -> None:
         try:
@@ -231,6 +243,10 @@ class Fanout:
         for runner in self._runners:
             runner.offer(events)
 
+    def status(self) -> dict[str, dict[str, Any]]:
+        """How each stands now, by name."""
+        return {runner.name: runner.status() for runner in self._runners}
+
     async def settle(self, last: EventId, budget: float) -> Mapping[str, dict[str, Any]]:
         """Wait, at most `budget` seconds, until every sink has the event `last`; stop those that are behind.
 
@@ -238,7 +254,7 @@ class Fanout:
         """
         await asyncio.gather(*(runner.settle(last, budget) for runner in self._runners))
         await self.aclose()
-        return {runner.name: runner.status() for runner in self._runners}
+        return self.status()
 
     async def aclose(self) -> None:
         for runner in self._runners:

@@ -49,7 +49,13 @@ def test_a_tenant_without_a_key_has_its_own_channels_and_where_it_is_named_nobod
 
 def test_a_job_may_not_go_to_a_channel_of_another_tenant_and_each_is_named() -> None:
     spec = parse_spec(
-        {"model": "m", "prompt": "p", "channel": "acme@a", "pusher_channels": ["private-acme@b", "private-c", "beta@d"]}
+        {
+            "model": "m",
+            "prompt": "p",
+            "sinks": ["pusher"],
+            "channel": "acme@a",
+            "pusher_channels": ["private-acme@b", "private-c", "beta@d"],
+        }
     )
     for tenant, fields in (
         ("acme", ["pusher_channels[1]", "pusher_channels[2]"]),

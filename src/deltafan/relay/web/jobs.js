@@ -9,7 +9,7 @@ import { loadKey, saveKey } from "./store.js";
 const AGAIN = 2000; // milliseconds until the next try after the connection broke
 const LOOK_AGAIN = 10; // samples after which the dead letters are looked at whatever their number
 const SILENCE = 10_000; // a relay that lives sends a sample every second
-const STATES = { running: "streaming", cancelled: "stopped" };
+const STATES = { running: "streaming" };
 
 const rate = (value) => (value >= 100 ? count(Math.round(value)) : String(Math.round(value * 10) / 10));
 const plots = {

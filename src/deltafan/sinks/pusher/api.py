@@ -34,6 +34,7 @@ CONNECTIONS: Final = 64
 _BODY_SHOWN: Final = 200
 _SKEW = re.compile(r"timestamp expired|not within \d+ ?s of server time", re.IGNORECASE)
 _TIME = re.compile(r"server time \((\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)\)")
+_RECIPE = re.compile(r": you should have sent|\(")  # how one signs, at length
 _SKEW_MIN: Final = 30.0
 """Seconds: the Date header is exact to one, and a slow answer is no skew."""
 
@@ -170,7 +171,8 @@ class PusherApi:
         except TimeoutError:
             raise Transient(f"{self._client.host} did not answer in time") from None
         except (aiohttp.ClientError, OSError) as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
+            reason = "it does not speak TLS" if isinstance(error, aiohttp.ClientSSLError) else None
+            reason = reason or getattr(error, "strerror", None) or type(error).__name__
             raise Transient(f"{self._client.host} cannot be reached: {reason}") from None
         return answer
 
@@ -207,7 +209,7 @@ def _sign_again(request: Request, secret: str, now: float) -> None:
 def _check(answer: _Answer, host: str) -> None:
     if 200 <= answer.status < 300 and answer.body.lstrip().startswith("{"):
         return
-    said = " ".join(answer.body.split())[:_BODY_SHOWN]
+    said = " ".join(_RECIPE.split(answer.body)[0].split())[:_BODY_SHOWN]
     told = f"{host} answered {answer.status}{f': {said}' if said else ''}"
     match answer.status:
         case 408 | 425 | 429:
@@ -217,7 +219,7 @@ def _check(answer: _Answer, host: str) -> None:
         case 401 if _SKEW.search(answer.body):
             raise Transient(f"this machine's clock is wrong, or Pusher's is (set it by NTP): {told}", 5.0)
         case 401:
-            raise Unauthorized(f"{told} (check PUSHER_APP_ID, PUSHER_KEY, PUSHER_SECRET and the cluster or host)")
+            raise Unauthorized(f"wrong credentials (check PUSHER_APP_ID, PUSHER_KEY and PUSHER_SECRET): {told}")
         case 403 | 404:
             raise Forbidden(told)
         case _:

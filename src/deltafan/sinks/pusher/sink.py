@@ -42,6 +42,9 @@ class PusherSink:
         self._publisher = publisher
         self._sent: dict[str, EventId | None] = dict.fromkeys(self.channels)
         self._job: str | None = None
+        keyless = publisher.settings.encryption_master_key is None
+        self._locked = {name for name in self.channels if keyless and name.startswith(ENCRYPTED)}
+        self._said: set[str] = set()
         self._next = 0
         self._pause = 0.0  # no message before this time of the loop's clock
 
@@ -79,8 +82,9 @@ class PusherSink:
             await asyncio.sleep(self._pause - clock())  # here, so that what comes meanwhile is merged
 
     async def _send(self, channel: str, numbered: Sequence[tuple[Event, EventId]]) -> None:
-        if channel.startswith(ENCRYPTED) and self._publisher.settings.encryption_master_key is None:
-            raise Undeliverable(f"the channel {channel} is encrypted, and PUSHER_ENCRYPTION_MASTER_KEY is not set")
+        if channel in self._locked:
+            self._tell_locked(channel)
+            return
         sent, limit = self._sent[channel], limit_of(channel)
         messages = [
             message
@@ -89,6 +93,14 @@ class PusherSink:
             for message in messages_of(event.job or self.job_id, event, event_id, limit)
         ]
         await self._publisher.send(channel, messages, partial(self._accepted, channel))
+
+    def _tell_locked(self, channel: str) -> None:
+        """Say once that an encrypted channel has no key; with no other channel there is nothing to deliver at all."""
+        if channel in self._said:
+            return
+        self._said.add(channel)
+        reason = f"the channel {channel} is encrypted, and PUSHER_ENCRYPTION_MASTER_KEY is not set"
+        raise Undeliverable(reason, final=len(self._locked) == len(self.channels))
 
     def _accepted(self, channel: str, message: Message) -> None:
         if message.last:
