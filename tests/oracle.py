@@ -25,6 +25,7 @@ def check_order(events: Iterable[Event], after: EventId | None = None) -> list[E
             assert isinstance(event, Meta)
         else:
             assert first == EventId(last.attempt, last.seq + 1), f"{first} follows {last}"
+            assert not isinstance(event, Meta) or event.restart != event.continued, f"{first} says not what it is"
         last = event.id
     return seen
 

@@ -11,16 +11,31 @@
     ├── QueueFull                the queue is at its bound
     ├── TokenExpired             a stream token was good once
     ├── TokenInvalid             a stream token is not one of ours, or says what it may not
-    └── CompletionError          a completion failed; `code` says what to do
+    └── CompletionError          a completion failed; `code` says what to do, and chooses the class
+        └── APIError                         the provider failed it, or the way there
+            ├── AuthenticationError          no key, or a wrong one
+            ├── PermissionDeniedError        the key may not do this
+            ├── NotFoundError                no such model
+            ├── RateLimitError               too many requests or tokens; or no money left (`code` is `quota`)
+            ├── BadRequestError              the provider does not take the request
+            │   ├── ContextWindowExceededError   more tokens than the model reads
+            │   └── ContentPolicyViolationError  refused for its content
+            ├── InternalServerError
+            │   └── ServiceUnavailableError  any 5xx
+            └── APIConnectionError           no connection, or a broken one
+                └── Timeout                  the model was too slow
 
-`code` is stable and machine-readable. `retryable` says whether the same request may succeed later.
+`code` is stable and machine-readable. `retryable` says whether the same request may succeed later. The names below
+`CompletionError` are those of the openai SDK and of litellm, so that their `except` clauses read on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Final, Self
+
+from deltafan.events import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,10 @@ class DeltafanError(Exception):
 
     code: str = "internal"
     retryable: bool = False
+    status: int | None = None
+    """The provider's HTTP status, where it answered with one."""
+    provider: str | None = None
+    model: str | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -141,6 +160,13 @@ class CompletionError(DeltafanError):
         "cancelled": False,
     }
 
+    _fallback_status: ClassVar[int] = 500
+
+    def __new__(cls, code: str, *args: Any, **kwargs: Any) -> Self:
+        """The class that fits the code, so that whoever raises needs to know codes only."""
+        fitting: type[CompletionError] = CLASS_OF.get(code, cls)
+        return super().__new__(fitting if issubclass(fitting, cls) else cls, code, *args)
+
     def __init__(
         self,
         code: str,
@@ -159,3 +185,88 @@ class CompletionError(DeltafanError):
         """Seconds the provider asked us to wait, where it did."""
         self.provider = provider
         self.model = model
+        self.usage: Usage | None = None
+        """What was used until it failed, where somebody knows: by a router's other models, by an agent's turns."""
+
+    @property
+    def status_code(self) -> int:
+        """The provider's HTTP status; where it gave none, the one that says the same."""
+        return self.status or self._fallback_status
+
+    @property
+    def llm_provider(self) -> str | None:
+        """litellm's name of `provider`."""
+        return self.provider
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled as their class and `args`, of which the message alone is no error of ours.
+        return type(self), (self.code, self.message), self.__dict__
+
+
+class APIError(CompletionError):
+    """The provider failed the completion, or the way to it did."""
+
+
+class AuthenticationError(APIError):
+    _fallback_status = 401
+
+
+class PermissionDeniedError(APIError):
+    _fallback_status = 403
+
+
+class NotFoundError(APIError):
+    _fallback_status = 404
+
+
+class RateLimitError(APIError):
+    """`code` tells a limit that passes (`rate_limit`) from money that is spent (`quota`)."""
+
+    _fallback_status = 429
+
+
+class BadRequestError(APIError):
+    _fallback_status = 400
+
+
+class ContextWindowExceededError(BadRequestError):
+    pass
+
+
+class ContentPolicyViolationError(BadRequestError):
+    pass
+
+
+class InternalServerError(APIError):
+    pass
+
+
+class ServiceUnavailableError(InternalServerError):
+    _fallback_status = 503
+
+
+class APIConnectionError(APIError):
+    pass
+
+
+class Timeout(APIConnectionError):
+    _fallback_status = 408
+
+
+CLASS_OF: Final[dict[str, type[CompletionError]]] = {
+    "authentication": AuthenticationError,
+    "permission": PermissionDeniedError,
+    "rate_limit": RateLimitError,
+    "quota": RateLimitError,
+    "context_length": ContextWindowExceededError,
+    "content_filter": ContentPolicyViolationError,
+    "bad_request": BadRequestError,
+    "model_not_found": NotFoundError,
+    "timeout_first_token": Timeout,
+    "timeout_stall": Timeout,
+    "timeout_total": Timeout,
+    "connection": APIConnectionError,
+    "server_error": ServiceUnavailableError,
+    "malformed_stream": APIError,
+}
+"""The class of a code. The others (`worker_lost`, `expired`, `cancelled`) are a job's, and no provider's."""

@@ -6,13 +6,16 @@ A completion yields events; the log gives each an id; a follower reads them back
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar
 
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled", "expired", "error"]
+FinishReason = Literal[
+    "stop", "length", "tool_calls", "max_iterations", "content_filter", "cancelled", "expired", "error"
+]
 FINISH_REASONS: tuple[FinishReason, ...] = (
     "stop",
     "length",
     "tool_calls",
+    "max_iterations",
     "content_filter",
     "cancelled",
     "expired",
@@ -20,7 +23,8 @@ FINISH_REASONS: tuple[FinishReason, ...] = (
 )
 
 UsageSource = Literal["reported", "estimated", "unknown"]
-
+_BEST_FIRST: Final[tuple[UsageSource, ...]] = ("reported", "estimated", "unknown")
+_Number = TypeVar("_Number", int, float)
 
 MAX_SEQ: Final = 2**62
 """Greater than any `seq`: of the event after all events of an attempt."""
@@ -51,19 +55,19 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Meta(Event):
-    """The first event of every attempt (seq 0)."""
+    """The first event of every attempt (seq 0). Comes again in mid-attempt when another model takes over."""
 
     type: ClassVar[str] = "meta"
     attempt: int = 1
     model: str = ""
     provider: str = ""
     created: int = 0
-    """When the attempt was claimed: Unix time in milliseconds by Redis's clock."""
+    """When the attempt was claimed: Unix time in milliseconds by Redis's clock. In mid-attempt, by the worker's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     restart: bool = False
-    """The output of earlier attempts is void."""
+    """All output before it is void."""
     continued: bool = False
-    """This attempt goes on from the text already streamed."""
+    """What follows goes on from the text already streamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,24 @@ class Usage(Event):
     reasoning_tokens: int | None = None
     cost_usd: float | None = None
     source: UsageSource = "unknown"
+
+    def __add__(self, other: Usage) -> Usage:
+        """The sum. What is unknown in either is unknown in the sum, and the source is the worse of the two."""
+        if not isinstance(other, Usage):
+            return NotImplemented
+        return Usage(
+            prompt_tokens=_sum(self.prompt_tokens, other.prompt_tokens),
+            completion_tokens=_sum(self.completion_tokens, other.completion_tokens),
+            total_tokens=_sum(self.total_tokens, other.total_tokens),
+            cached_tokens=_sum(self.cached_tokens, other.cached_tokens),
+            reasoning_tokens=_sum(self.reasoning_tokens, other.reasoning_tokens),
+            cost_usd=_sum(self.cost_usd, other.cost_usd),
+            source=max(self.source, other.source, key=_BEST_FIRST.index),
+        )
+
+
+def _sum(a: _Number | None, b: _Number | None) -> _Number | None:
+    return None if a is None or b is None else a + b
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,10 @@ class JobSpec(_Strict):
     v: Literal[1] = SPEC_VERSION
     model: str = Field(min_length=1, max_length=200, pattern=MODEL_NAME)
     """`provider/model`, or a bare name for the worker's default provider."""
+    fallbacks: list[Annotated[str, Field(min_length=1, max_length=200, pattern=MODEL_NAME)]] = Field(
+        default_factory=list, max_length=8
+    )
+    """Models to ask in this order when `model` fails; `on_takeover` says what becomes of text already streamed."""
     messages: list[Message] | None = Field(default=None, min_length=1, max_length=10_000)
     """The conversation, in OpenAI's shape. Give this or `prompt`."""
     prompt: str | None = Field(default=None, min_length=1)
@@ -161,7 +165,8 @@ class JobSpec(_Strict):
     max_attempts: int | None = Field(default=None, ge=1, le=100)
     """Runs of the job that may fail before it does."""
     on_takeover: OnTakeover = "restart"
-    """What a new attempt does with text already streamed: begin anew, go on from it where the model can, or fail."""
+    """What a new attempt, or a fallback, does with text already streamed: begin anew, go on from it where the model
+    can, or fail."""
     cancel_if_abandoned: Seconds | None = Field(default=None, ge=1, le=DAY)
     """Cancel a running job that nobody has followed for this long."""
     retention: Seconds | None = Field(default=None, ge=1, le=366 * DAY)
@@ -204,7 +209,7 @@ class JobSpec(_Strict):
             raise ValueError("must not hold control characters")
         return subject
 
-    @field_validator("sinks", "tools", "pusher_channels")
+    @field_validator("fallbacks", "sinks", "tools", "pusher_channels")
     @classmethod
     def _unique(cls, names: list[str]) -> list[str]:
         if len(set(names)) != len(names):
@@ -224,6 +229,8 @@ class JobSpec(_Strict):
             raise ValueError("give either `prompt` or `messages`")
         if self.delay is not None and self.run_at is not None:
             raise ValueError("give either `delay` or `run_at`")
+        if self.pusher_channels and "pusher" not in self.sinks:
+            raise PydanticCustomError(BELOW, 'needs the sink `pusher`: sinks=["pusher"]', {BELOW: "pusher_channels"})
         if "pusher" in self.sinks and self.channel is not None and not self.pusher_channels:
             problem = _pusher_problem(self.channel)
             if problem is not None:

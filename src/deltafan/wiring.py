@@ -1,24 +1,42 @@
 """From the environment to settings. This is the only place that reads the environment.
 
 Every field of a settings object is a variable `DELTAFAN_<FIELD>`, except those that other tools know by another name:
-`REDIS_URL`, `OPENAI_API_KEY`, `OPENAI_BASE_URL`, and the same two for every other provider. A flag or an argument wins
-over the environment, and that over the default. A variable that is empty counts as not set.
+`REDIS_URL`, `OPENAI_API_KEY`, `OPENAI_BASE_URL`, and the same two for every other provider. A variable that is empty
+counts as not set. What is said in several places is taken from the first of these: a flag or an argument, `configure`,
+the environment, the nearest `.env` file, the user's `config.toml`; else it has its default.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, TypeVar, get_origin
 
-from pydantic import SecretStr
 from pydantic import ValidationError as PydanticError
 
+from deltafan.config import process, providers
+from deltafan.config.names import (
+    COMPONENTS,
+    PREFIX,
+    TABLES,
+    fields_of,
+    guess,
+    known_variables,
+    option_name,
+    unknown_names,
+    variable,
+)
+from deltafan.config.pusher import pusher_settings
+from deltafan.config.sources import Sources, gather
 from deltafan.errors import ConfigurationError
 from deltafan.lifeline import Lifeline
 from deltafan.llm import PROVIDERS, LLMSettings, ProviderSettings
+from deltafan.llm.cache.fs import default_folder
+from deltafan.llm.cache.settings import CacheSettings
+from deltafan.llm.limits.settings import LimitSettings
+from deltafan.llm.provider_table import ALIASES
 from deltafan.settings import (
     ClientSettings,
     JobLimits,
@@ -32,34 +50,30 @@ from deltafan.settings import (
     WorkerSettings,
 )
 
-PREFIX: Final = "DELTAFAN_"
+__all__ = [
+    "COMPONENTS",
+    "LIFELINE",
+    "PREFIX",
+    "TABLES",
+    "Configuration",
+    "as_variables",
+    "child_environment",
+    "configure",
+    "known_variables",
+    "load",
+    "option_name",
+    "take_lifeline",
+    "variable",
+]
+
 LIFELINE: Final = "DELTAFAN_LIFELINE"
 """Set by a parent for its child: standard input is a pipe that it holds open, and at whose end the child ends too."""
 _SUPERVISED: Final = "supervised"
-_NAMED_OTHERWISE: Final = {"url": "REDIS_URL"}
 _NOT_SETTINGS: Final = (LIFELINE,)
 _OWN_WORDS: Final = {
     "too_short": "must name at least one",
     "string_pattern_mismatch": "may hold lower case letters, digits, - and _, at most 64, the first a letter or digit",
 }
-_PUSHER: Final[Mapping[str, tuple[str, ...]]] = {
-    "app_id": ("PUSHER_APP_ID",),
-    "key": ("PUSHER_KEY", "PUSHER_APP_KEY", "PUSHER_AUTH_KEY"),
-    "secret": ("PUSHER_SECRET", "PUSHER_APP_SECRET", "PUSHER_AUTH_SECRET"),
-    "cluster": ("PUSHER_CLUSTER", "PUSHER_APP_CLUSTER"),
-    "host": ("PUSHER_HOST",),
-    "port": ("PUSHER_PORT",),
-    "tls": ("PUSHER_TLS",),
-    "encryption_master_key": ("PUSHER_ENCRYPTION_MASTER_KEY",),
-    "interval": ("PUSHER_INTERVAL",),
-    "timeout": ("PUSHER_TIMEOUT",),
-}
-"""Fields of `PusherSettings` and their variables; the first that is set counts, the others are names of other tools."""
-_PUSHER_WORDS: Final = {
-    "PUSHER_APP_ID": "must be digits, as the dashboard shows it",
-    "PUSHER_HOST": "must be a host name without a scheme and a path",
-}
-_AUTH_VERSION: Final = "PUSHER_AUTH_VERSION"
 _TEST_PREFIX: Final = "DELTAFAN_TEST_"
 
 S = TypeVar("S", bound=Settings)
@@ -77,33 +91,14 @@ class Configuration:
     tokens: TokenSettings
     pusher: PusherSettings
     llm: LLMSettings
+    cache: CacheSettings
+    limit: LimitSettings
     client: ClientSettings
     log: LogSettings
     chosen: frozenset[str]
     """The settings that were given, by `option_name`; the others are defaults."""
-
-
-COMPONENTS: Final[tuple[type[Settings], ...]] = (
-    RedisSettings,
-    JobLimits,
-    Retention,
-    WorkerSettings,
-    RelaySettings,
-    TokenSettings,
-    LLMSettings,
-    ClientSettings,
-    LogSettings,
-)
-
-
-def option_name(field: str) -> str:
-    """The name of a setting as a flag (with dashes) and as an argument of `load`: `url` alone would say too little."""
-    return "redis_url" if field == "url" else field
-
-
-def variable(field: str) -> str:
-    """The environment variable of a setting."""
-    return _NAMED_OTHERWISE.get(field, PREFIX + field.upper())
+    cache_folder: Path
+    """Where a cache keeps its files when its settings name no folder."""
 
 
 def load(
@@ -114,40 +109,87 @@ def load(
 ) -> Configuration:
     """Read all settings.
 
-    :param env: the environment; that of this process when left out.
-    :param overrides: settings that win over the environment, by `option_name`; text is read as a variable's would be.
+    :param env: the environment, and nothing else: no file, nothing that `configure` set. Left out: that of this
+        process, and everything there is.
+    :param overrides: settings that win over all else, by `option_name`; text is read as a variable's would be.
     :param called: how an error names an override (a command line puts dashes before it).
-    :raises ConfigurationError: names each variable or override that is wrong, and its rule; never shows a value.
+    :raises ConfigurationError: names each variable, override or line of a file that is wrong, and its rule; never shows
+        a value.
     """
-    env = os.environ if env is None else env
-    given = {name: value for name, value in (overrides or {}).items() if value is not None}
-    problems = [*_unknown_variables(env), *_unknown_overrides(given, called)]
-    reader = _Reader(env, given, called, problems)
-    providers = _providers(env, problems)
-    loaded = Configuration(
+    problems: list[str] = []
+    sources = gather(os.environ, problems) if env is None else Sources(env)
+    loaded = _read(sources, overrides or {}, called, problems)
+    known = {**PROVIDERS, **loaded.llm.providers}
+    if loaded.llm.default_provider not in known:
+        name = called("default_provider")
+        if not overrides or overrides.get("default_provider") is None:
+            name = sources.find("default_provider")[0]
+        problems.append(f"{name}: must be one of {', '.join(sorted(known))}")
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return loaded
+
+
+def configure(
+    *,
+    api_keys: Mapping[str, str | None] | None = None,
+    base_urls: Mapping[str, str | None] | None = None,
+    **settings: object,
+) -> None:
+    """Set keys, addresses and settings for this process, over what the environment and files say. What is made later
+    takes them; clients that exist keep what they have. Calls add up, from any thread; `None` takes a value back.
+
+        deltafan.configure(api_keys={"openai": "sk-…"}, base_urls={"mine": "http://gpu:8000/v1"})
+        deltafan.configure(default_provider="mine")
+
+    :param api_keys: by provider.
+    :param base_urls: by provider; a name that is not in the table is a provider of the program's own.
+    :param settings: any setting, by its name as a flag of the command line, with underscores.
+    :raises ConfigurationError: names what is wrong, and its rule; nothing is set then.
+    """
+    problems: list[str] = []
+    keys = {ALIASES.get(name, name): key for name, key in (api_keys or {}).items()}
+    urls = {ALIASES.get(name, name): url for name, url in (base_urls or {}).items()}
+    problems += providers.argument_problems("api_keys", keys)
+    problems += providers.argument_problems("base_urls", urls, providers.base_url_problem)
+    _read(Sources({}), settings, str, problems)
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    process.change(settings, keys, urls)
+
+
+def _read(
+    sources: Sources, overrides: Mapping[str, object], called: Callable[[str], str], problems: list[str]
+) -> Configuration:
+    given = {name: value for name, value in overrides.items() if value is not None}
+    problems += [
+        *sources.file.problems,
+        *_unknown_variables(sources),
+        *unknown_names(sources.file.settings, sources.file.called),
+        *unknown_names(given, called),
+    ]
+    reader = _Reader(sources, given, called, problems)
+    return Configuration(
         redis=reader.read(RedisSettings),
         limits=reader.read(JobLimits),
         retention=reader.read(Retention),
         worker=reader.read(WorkerSettings),
         relay=reader.read(RelaySettings),
         tokens=reader.read(TokenSettings),
-        pusher=_pusher(env, problems),
-        llm=reader.read(LLMSettings, providers=providers),
+        pusher=pusher_settings(sources.env, problems),
+        llm=reader.read(LLMSettings, providers=_providers(sources, problems), models=sources.file.models),
+        cache=reader.read(CacheSettings),
+        limit=reader.read(LimitSettings),
         client=reader.read(ClientSettings),
         log=reader.read(LogSettings),
         chosen=frozenset(reader.chosen),
+        cache_folder=default_folder(sources.env.get("XDG_CACHE_HOME"), Path.home()),
     )
-    if loaded.llm.default_provider not in {**PROVIDERS, **providers}:
-        name = called("default_provider") if "default_provider" in given else variable("default_provider")
-        problems.append(f"{name}: must be one of {', '.join(sorted({**PROVIDERS, **providers}))}")
-    if problems:
-        raise ConfigurationError("\n".join(problems))
-    return loaded
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    env: Mapping[str, str]
+    sources: Sources
     given: Mapping[str, object]
     called: Callable[[str], str]
     problems: list[str]
@@ -157,13 +199,13 @@ class _Reader:
         """One component's settings; what is wrong goes to `problems`, and the defaults stand in for it."""
         values: dict[str, object] = dict(more)
         names: dict[str, str] = {}
-        for setting in _fields(component):
+        for setting in fields_of(component):
             name = option_name(setting)
             if name in self.given:
                 names[setting], value = self.called(name), self.given[name]
-            elif self.env.get(variable(setting), "").strip():
-                names[setting], value = variable(setting), self.env[variable(setting)]
             else:
+                names[setting], value = self.sources.find(setting)
+            if value is None:
                 continue
             self.chosen.add(name)
             values[setting] = _split(component, setting, value.strip()) if isinstance(value, str) else value
@@ -179,11 +221,6 @@ class _Reader:
             return component.model_validate(more)
 
 
-def _fields(component: type[Settings]) -> Iterator[str]:
-    """The fields that one variable can hold. Providers have variables of their own."""
-    return (name for name in component.model_fields if name != "providers")
-
-
 def _is_list(component: type[Settings], field: str) -> bool:
     return get_origin(component.model_fields[field].annotation) is tuple
 
@@ -194,72 +231,40 @@ def _split(component: type[Settings], field: str, text: str) -> object:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def known_variables() -> list[str]:
-    """Every `DELTAFAN_*` variable, and `REDIS_URL`."""
-    names = [variable(field) for component in COMPONENTS for field in _fields(component)]
-    return [*names, variable("providers")]
-
-
-def _unknown_variables(env: Mapping[str, str]) -> Iterator[str]:
+def _unknown_variables(sources: Sources) -> Iterator[str]:
     known = known_variables()
-    for name in sorted(env):
+    for name in sorted(sources.env):
         if not name.startswith(PREFIX) or name.startswith(_TEST_PREFIX) or name in (*known, *_NOT_SETTINGS):
             continue
-        yield f"{name}: is not a setting{_guess(name, known)}"
+        yield f"{sources.called(name)}: is not a setting{guess(name, known)}"
 
 
-def _unknown_overrides(given: Mapping[str, object], called: Callable[[str], str]) -> Iterator[str]:
-    known = [option_name(field) for component in COMPONENTS for field in _fields(component)]
-    for name in given:
-        if name not in known:
-            yield f"{called(name)}: is not a setting{_guess(called(name), [called(other) for other in known])}"
-
-
-def _guess(name: str, known: Sequence[str]) -> str:
-    """The setting that was meant, most likely. What all names begin with says nothing about that."""
-    ends = {other.removeprefix(PREFIX): other for other in known}
-    near = difflib.get_close_matches(name.removeprefix(PREFIX), ends, n=1, cutoff=0.5)
-    return f"; did you mean {ends[near[0]]}?" if near else ""
-
-
-def _providers(env: Mapping[str, str], problems: list[str]) -> dict[str, ProviderSettings]:
-    """What the environment says of providers: those of the table, and those that `DELTAFAN_PROVIDERS` names."""
-    own = [name.strip() for name in env.get(variable("providers"), "").split(",") if name.strip()]
-    found: dict[str, ProviderSettings] = {}
-    for name in dict.fromkeys((*PROVIDERS, *own)):
-        if not name.replace("-", "").replace("_", "").isalnum() or name != name.lower() or not name.isascii():
-            problems.append(f"{variable('providers')}: a name is lower case letters, digits, - and _")
+def _providers(sources: Sources, problems: list[str]) -> dict[str, ProviderSettings]:
+    """What is known of providers: those of the table, and those that are named anywhere."""
+    listed = variable("providers")
+    own = [name.strip() for name in sources.env.get(listed, "").split(",") if name.strip()]
+    wrong = [name for name in own if providers.provider_name_problem(name)]
+    problems += [f"{sources.called(listed)}: {providers.provider_name_problem(name)}" for name in wrong]
+    layers: providers.Layers = (
+        ("configure: ", sources.configured.providers),
+        ("", providers.from_variables(sources.env, [n for n in own if n not in wrong], sources.called, problems)),
+        (f"{sources.file.path}: providers: ", providers.canonical(sources.file.providers)),
+    )
+    found = providers.merged(layers, problems)
+    for name in dict.fromkeys((*found, *own)):
+        if name in PROVIDERS or name in wrong or (name in found and found[name].base_url):
             continue
-        stem = name.upper().replace("-", "_")
-        url = env.get(f"{stem}_BASE_URL", "").strip() or None
-        names = PROVIDERS[name].key_names if name in PROVIDERS else (f"{stem}_API_KEY",)
-        key = next((env[key].strip() for key in names if env.get(key, "").strip()), None)
-        if url is not None and not url.startswith(("http://", "https://")):
-            problems.append(f"{stem}_BASE_URL: must begin with http:// or https://")
-        elif name not in PROVIDERS and url is None:
-            problems.append(f"{stem}_BASE_URL: is required for a provider that {variable('providers')} names")
-        elif url is not None or key is not None:
-            found[name] = ProviderSettings(base_url=url, api_key=SecretStr(key) if key else None)
+        address = providers.address_variable(name)
+        if not any(problem.startswith(sources.called(address)) for problem in problems):
+            problems.append(f"{address}: is required for a provider that {_named_by(name, own, sources)} names")
+        found.pop(name, None)
     return found
 
 
-def _pusher(env: Mapping[str, str], problems: list[str]) -> PusherSettings:
-    """What the environment says of Pusher."""
-    names: dict[str, str] = {}
-    for setting, variables in _PUSHER.items():
-        found = next((name for name in variables if env.get(name, "").strip()), None)
-        if found is not None:
-            names[setting] = found
-    if env.get(_AUTH_VERSION, "1.0").strip() not in ("", "1.0"):
-        problems.append(f"{_AUTH_VERSION}: must be 1.0, the only version there is")
-    try:
-        return PusherSettings.model_validate({setting: env[name].strip() for setting, name in names.items()})
-    except PydanticError as error:
-        for finding in error.errors(include_url=False, include_context=False, include_input=False):
-            where = "".join(f"{names.get(str(part), str(part))}: " for part in finding["loc"])
-            rule = finding["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
-            problems.append(f"{where}{_PUSHER_WORDS.get(where.partition(':')[0], rule)}")
-        return PusherSettings()
+def _named_by(name: str, own: Sequence[str], sources: Sources) -> str:
+    if name in own:
+        return variable("providers")
+    return "configure" if name in sources.configured.providers else str(sources.file.path)
 
 
 def take_lifeline() -> Lifeline | None:
@@ -278,5 +283,5 @@ def child_environment(more: Mapping[str, str] | None = None, *, supervised: bool
 
 def as_variables(overrides: Mapping[str, Any]) -> dict[str, str]:
     """Overrides as variables, to hand them to a process of ours."""
-    fields = {option_name(field): field for component in COMPONENTS for field in _fields(component)}
+    fields = {option_name(field): field for component in COMPONENTS for field in fields_of(component)}
     return {variable(fields[name]): str(value) for name, value in overrides.items() if value is not None}

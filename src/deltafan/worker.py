@@ -19,9 +19,10 @@ from deltafan.engine.supervisor import CANNOT_START, Supervisor
 from deltafan.errors import ConfigurationError, DeltafanError, ValidationError
 from deltafan.events import Usage
 from deltafan.lifeline import Lifeline
-from deltafan.llm import Retrying, pricing
+from deltafan.llm import pricing
 from deltafan.llm.client import OpenAICompletions
 from deltafan.llm.tools import Tool
+from deltafan.models import Routes, open_models
 from deltafan.program import in_loop, on_signals
 from deltafan.sinks.base import SinkFactory
 from deltafan.sinks.pusher.publisher import Publisher
@@ -38,6 +39,7 @@ def run_worker(
     *,
     tools: Sequence[Tool] = (),
     sinks: Mapping[str, SinkFactory] | None = None,
+    routes: Routes | None = None,
     hook: Hook | None = None,
     ready: Callable[[str], None] | None = None,
     configuration: Configuration | None = None,
@@ -49,6 +51,8 @@ def run_worker(
 
     :param tools: functions that jobs may name in `tools`.
     :param sinks: further destinations that jobs may name in `sinks`.
+    :param routes: makes a `Router` of the models: names of your own that jobs may use, with several deployments and
+        fallbacks behind each.
     :param hook: told what happens; by default it is logged to standard error.
     :param ready: called with the worker's id when it takes jobs.
     :param configuration: all settings; read from the environment when left out.
@@ -63,7 +67,7 @@ def run_worker(
         hook = hook or logs.log_hook()
         if configuration.worker.processes > 1 and not (lifeline and lifeline.supervised):
             return asyncio.run(_supervise(configuration, hook, lifeline))
-        return uvloop.run(_serve(configuration, tools, sinks or {}, hook, ready, lifeline))
+        return uvloop.run(_serve(configuration, tools, sinks or {}, routes, hook, ready, lifeline))
     except DeltafanError as error:
         return _failed(error)
     except BaseExceptionGroup as group:
@@ -77,6 +81,7 @@ async def _serve(
     configuration: Configuration,
     tools: Sequence[Tool],
     sinks: Mapping[str, SinkFactory],
+    routes: Routes | None,
     hook: Hook,
     ready: Callable[[str], None] | None,
     lifeline: Lifeline | None,
@@ -97,13 +102,15 @@ async def _serve(
     async with (
         Connections(configuration.redis) as connections,
         OpenAICompletions(configuration.llm) as client,
+        open_models(client, configuration, connections.commands, hook, routes) as (models, around),
         Publisher(configuration.pusher, hook) as publisher,
     ):
         client.prepare(configuration.llm.default_provider)
         if configuration.pusher.configured:
             sinks = {PUSHER: pusher_sinks(publisher), **sinks}
         services = Services(
-            completions=Retrying(client),
+            completions=models,
+            around=around,
             settings=configuration.worker,
             llm=configuration.llm,
             retention=configuration.retention,

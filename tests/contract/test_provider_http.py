@@ -115,7 +115,7 @@ async def test_a_body_that_is_no_json_object_is_answered_400(body: bytes) -> Non
 
 async def test_unknown_paths_and_methods_have_openais_error_shape() -> None:
     async with running(Script()) as provider:
-        missing = await get(provider, "/v1/embeddings")
+        missing = await get(provider, "/v1/audio")
         wrong = await get(provider, "/v1/chat/completions")
     assert (missing.status, missing.error["type"]) == (404, "invalid_request_error")
     assert (wrong.status, wrong.headers["Allow"]) == (405, "POST")

@@ -32,7 +32,7 @@ async def test_a_good_server_passes() -> None:
     async with EmbeddedValkey(appendonly=True, extra_args=("--maxmemory", "100mb")) as server:
         code, found = await doctor(server.url)
     assert code == 0
-    assert [f["level"] for f in found.values()] == ["ok"] * 10 + ["warn"]
+    assert {name for name, f in found.items() if f["level"] != "ok"} == {"workers"}
     assert found["persistence"]["seen"] == "append-only file, appendfsync everysec"
     assert found["workers"]["mend"] == "start one: deltafan worker"
 

@@ -43,9 +43,11 @@ async def ended(job: AsyncJob) -> list[Event]:
 async def acknowledged(queue: AsyncQueue, job: AsyncJob) -> dict[str, Any]:
     """The job's sinks, once they are settled."""
     async with asyncio.timeout(30):
-        while not (sinks := (await job.status()).sinks):
+        while True:
+            sinks = (await job.status()).sinks
+            if sinks and all(standing["state"] != "delivering" for standing in sinks.values()):
+                return sinks
             await asyncio.sleep(0.02)
-        return sinks
 
 
 def has_done(channel: str) -> Any:
@@ -133,7 +135,7 @@ async def test_jobs_that_wait_for_a_dead_pusher_take_nobodys_place(
         await ended(waiting)
         plain = await queue.enqueue(model="scripted", prompt="x")
         check_whole(await ended(plain), TEXT)
-        assert (await waiting.status()).sinks == {}, "it still waits"
+        assert (await waiting.status()).sinks["pusher"]["state"] == "delivering", "it still waits"
 
 
 async def test_over_quota_the_job_ends_at_once_and_names_the_reason(
@@ -228,8 +230,10 @@ async def test_a_page_is_told_when_the_completion_fails(
 async def test_a_program_is_told_when_pusher_did_not_get_everything(emulator: PusherEmulator) -> None:
     emulator.faults.set("status=403")
     async with OpenAIClient("gpt-5-mini") as client, PusherSink(channel="room") as sink:
-        with pytest.raises(SinkUnavailable, match="answered 403"):
+        with pytest.raises(SinkUnavailable, match="answered 403") as refused:
             await client.stream_to_sink(sink, "Hello")
+    assert refused.value.transcript is not None
+    assert refused.value.transcript.text, "it has been paid"
 
 
 @pytest.mark.usefixtures("environment")
@@ -238,3 +242,9 @@ async def test_a_sink_without_credentials_says_which_to_set(monkeypatch: pytest.
         monkeypatch.delenv(name)
     with pytest.raises(ConfigurationError, match="set PUSHER_APP_ID, PUSHER_KEY and PUSHER_SECRET"):
         PusherSink(channel="room")
+
+
+@pytest.mark.usefixtures("environment")
+async def test_an_encrypted_channel_without_a_key_is_refused_before_anything_is_paid() -> None:
+    with pytest.raises(ConfigurationError, match="set PUSHER_ENCRYPTION_MASTER_KEY"):
+        PusherSink(channel=["room", "private-encrypted-room"])

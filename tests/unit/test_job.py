@@ -51,6 +51,7 @@ VALID: list[dict[str, Any]] = [
         "params": {"temperature": 0, "stop": ["a"], "vendor": {"x": [1]}, "max_tokens": 5, "prompt_cache_key": "k"},
     },
     {**BASE, "tools": ["a", "b"], "sinks": ["pusher", "my-sink_2"]},
+    {**BASE, "fallbacks": ["groq/llama-3.3-70b", "gpt-5"]},
     {**BASE, "channel": "private-user=7@a,b.c;d:e/f#1"},
     {
         **BASE,
@@ -82,6 +83,7 @@ def test_a_spec_is_taken_and_stored_as_it_was_given(value: dict[str, Any]) -> No
 
 
 INVALID: list[tuple[dict[str, Any], str]] = [
+    ({**BASE, "pusher_channels": ["a"]}, "pusher_channels: needs the sink `pusher`"),
     ({**BASE, "pusher_channels": ["a:b"]}, "pusher_channels: 'a:b' may hold letters, digits and _ - = @ , . ; only"),
     ({**BASE, "pusher_channels": ["a" * 165]}, f"pusher_channels: '{'a' * 164}' must have at most 164 characters"),
     ({**BASE, "pusher_channels": ["private-"]}, "pusher_channels: 'private-' is a prefix only; a name must follow it"),
@@ -136,6 +138,11 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({**BASE, "params": {"a": 2**70}}, "params: must be JSON: "),
     ({**BASE, "metadata": {"a": object()}}, "metadata: must be JSON: "),
     ({**BASE, "metadata": "x"}, "metadata: must be an object"),
+    ({**BASE, "fallbacks": "gpt-5"}, "fallbacks: must be a list"),
+    ({**BASE, "fallbacks": [""]}, "fallbacks[0]: must not be empty"),
+    ({**BASE, "fallbacks": ["gpt 5"]}, "fallbacks[0]: must not hold spaces or control characters"),
+    ({**BASE, "fallbacks": ["a", "a"]}, "fallbacks: names something twice"),
+    ({**BASE, "fallbacks": [str(n) for n in range(9)]}, "fallbacks: must have at most 8 entries"),
     ({**BASE, "tools": "f"}, "tools: must be a list"),
     ({**BASE, "tools": [5]}, "tools[0]: must be a string"),
     ({**BASE, "tools": ["f", "f"]}, "tools: names something twice"),

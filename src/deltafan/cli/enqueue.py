@@ -49,6 +49,12 @@ def enqueue(
     tool: Annotated[
         list[str] | None, typer.Option(help="A tool of the worker; may be repeated.", rich_help_panel=_ASK)
     ] = None,
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL", help="A model to ask when the first fails; may be repeated.", rich_help_panel=_ASK
+        ),
+    ] = None,
     metadata: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Yours, in every meta event; may be repeated.", rich_help_panel=_TO),
@@ -107,6 +113,7 @@ def enqueue(
     """
     fields: dict[str, Any] = {
         "prompt": prompt,
+        "fallbacks": fallback,
         "tools": tool,
         "sinks": sink,
         "channel": channel,

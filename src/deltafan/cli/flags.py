@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from deltafan.settings import Settings
-from deltafan.wiring import Configuration, as_variables, load, option_name, variable
+from deltafan.wiring import TABLES, Configuration, as_variables, load, option_name, variable
 
 _KINDS = {float: "NUMBER", int: "NUMBER", str: "TEXT"}
 
@@ -46,7 +46,7 @@ def takes_settings(*components: type[Settings]) -> Callable[[Callable[..., None]
             option_name(name): (component, name, info)
             for component in components
             for name, info in component.model_fields.items()
-            if name != "providers"
+            if name not in TABLES
         }
 
         def called(**arguments: Any) -> None:

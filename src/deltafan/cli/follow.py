@@ -72,9 +72,9 @@ class FollowPrinter:
         """What is not output."""
         match event:
             case Meta(restart=True):
-                self._note(f"attempt {event.attempt}: begins anew; what came before is void")
+                self._note(f"{_who(event)}: begins anew; what came before is void")
             case Meta(continued=True):
-                self._note(f"attempt {event.attempt}: goes on from here")
+                self._note(f"{_who(event)}: goes on from here")
             case ToolResult():
                 said = event.error if event.error is not None else dumps(event.result).decode()
                 self._note(f"{event.name} {'failed' if event.error is not None else 'gave'}: {said[:_RESULT_CHARS]}")
@@ -134,6 +134,12 @@ class FollowPrinter:
         if self._open_note:
             err.print()
             self._open_note = False
+
+
+def _who(meta: Meta) -> str:
+    """Who begins: a new attempt, or in mid-attempt another model."""
+    in_mid_attempt = meta.id is not None and meta.id.seq > 0
+    return f"attempt {meta.attempt}" + (f", {meta.model}" if in_mid_attempt else "")
 
 
 def _tokens(usage: Usage | None) -> list[str]:

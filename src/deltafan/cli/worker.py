@@ -8,6 +8,8 @@ from deltafan.cli.base import ReadyJson, new_app
 from deltafan.cli.flags import Given, takes_settings
 from deltafan.cli.output import errors_shown, print_json
 from deltafan.llm import LLMSettings
+from deltafan.llm.cache.settings import CacheSettings
+from deltafan.llm.limits.settings import LimitSettings
 from deltafan.settings import JobLimits, LogSettings, RedisSettings, Retention, WorkerSettings
 from deltafan.worker import run_worker
 
@@ -18,12 +20,14 @@ COMMANDS = {"worker": app}
 @app.command(
     epilog=(
         "Examples: `deltafan worker --concurrency 512`, `deltafan worker --processes 4 --drain 60`, "
-        "`deltafan worker --queues chat,batch`. Keys of providers come from the environment only: `OPENAI_API_KEY`, "
-        "`ANTHROPIC_API_KEY`, …, and their addresses from `OPENAI_BASE_URL`, … To give jobs tools or sinks, start your "
-        "own program with `deltafan.run_worker`."
+        "`deltafan worker --queues chat,batch`. Keys of providers are variables, not flags: `OPENAI_API_KEY`, "
+        "`ANTHROPIC_API_KEY`, …, and so are their addresses: `OPENAI_BASE_URL`, … To give jobs tools, sinks or routes, "
+        "start your own program with `deltafan.run_worker`."
     )
 )
-@takes_settings(WorkerSettings, RedisSettings, LLMSettings, Retention, JobLimits, LogSettings)
+@takes_settings(
+    WorkerSettings, RedisSettings, LLMSettings, CacheSettings, LimitSettings, Retention, JobLimits, LogSettings
+)
 def worker(
     given: Given,
     *,

@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from deltafan.broker.claims import Claim
 from deltafan.broker.log import read_all
-from deltafan.events import EventId, Meta, Usage
+from deltafan.engine.joblog import output_size
+from deltafan.events import EventId, Usage
 from deltafan.llm.usage import add, estimate
 from deltafan.transcript import Transcript
 
@@ -35,18 +36,15 @@ async def read_history(redis: Redis, claim: Claim) -> History:
     if claim.how != "continued" and not claim.usage_lost:
         return History(usage=usage)
     transcript = Transcript()
-    before = ""  # the text as the lost attempt found it
+    output = 0  # characters of the last attempt, void ones too: they were paid for
     async for page in read_all(redis, claim.job_id):
         for entry in page:
             event = entry.event()
             if event is None or entry.id >= EventId(claim.attempt, 0):
                 continue
-            if isinstance(event, Meta):
-                before = transcript.text if event.continued else ""
+            output = 0 if entry.id.seq == 0 else output + output_size(event)
             transcript.add(event)
     if claim.usage_lost:
-        calls = sum(len(call.name) + len(call.arguments) for call in transcript.tool_calls)
-        output = len(transcript.text) - len(before) + len(transcript.reasoning) + len(transcript.refusal) + calls
         lost = estimate(claim.spec.chat(), output)
         usage = lost if usage is None else add(usage, lost)
     return History(transcript.text if claim.how == "continued" else "", usage)

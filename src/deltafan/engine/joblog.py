@@ -15,7 +15,7 @@ from typing import Any
 from deltafan.broker.claims import Claim
 from deltafan.broker.scripts import APPEND, Call
 from deltafan.coalesce import coalesce
-from deltafan.events import Event, EventId, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
+from deltafan.events import Event, EventId, Meta, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
 from deltafan.wire import encode
 
 RENEW = 3600.0
@@ -26,7 +26,7 @@ EVENT_CHARS = 32
 """What an event counts in the buffer besides its output."""
 
 
-def _size(event: Event) -> int:
+def output_size(event: Event) -> int:
     """Characters of output in an event."""
     match event:
         case TextDelta() | ReasoningDelta() | RefusalDelta():
@@ -35,6 +35,17 @@ def _size(event: Event) -> int:
             return len(event.arguments) + len(event.name or "")
         case _:
             return 0
+
+
+def text_after(chars: int, event: Event) -> int:
+    """Characters of the text of choice 0 after an event, of so many before it."""
+    match event:
+        case TextDelta(choice=0):
+            return chars + len(event.text)
+        case Meta(continued=False):  # in mid-attempt: another model begins anew
+            return 0
+        case _:
+            return chars
 
 
 class JobLog:
@@ -58,7 +69,7 @@ class JobLog:
         self.chars = claim.chars
         """Characters of the text of choice 0, that which a continued attempt began with included."""
         self.output_chars = 0
-        """Characters of output of this attempt, of every kind: what an estimate of usage goes by."""
+        """Characters of output of this attempt, of every kind and also void ones: what an estimate of usage goes by."""
         self.seen_at: float | None = None
         """When a subscriber was last known to listen, by the loop's clock."""
         self.closed = False
@@ -73,6 +84,7 @@ class JobLog:
         self._pending_chars = 0
         self._flight: list[tuple[EventId, Event, bytes]] = []
         self._flight_args: tuple[int, str] = (0, "0")
+        self._sent_chars = claim.chars  # as `chars`, after the last event that was sent
         self._memory: deque[bytes] = deque([claim.meta])
         self._memory_first = 0  # the seq of the oldest event in memory
         self._memory_size = len(claim.meta)
@@ -88,9 +100,8 @@ class JobLog:
 
     def emit(self, event: Event) -> None:
         """Take an event for the log. Never blocks; see `room`."""
-        size = _size(event)
-        if isinstance(event, TextDelta) and event.choice == 0:
-            self.chars += size
+        size = output_size(event)
+        self.chars = text_after(self.chars, event)
         self._visible = True
         self.output_chars += size
         self._pending.append(event)
@@ -153,13 +164,14 @@ class JobLog:
                 event_id = EventId(self.claim.attempt, self._next_seq)
                 self._flight.append((event_id, event, encode(self.claim.job_id, event_id, event)))
                 self._next_seq += 1
+                self._sent_chars = text_after(self._sent_chars, event)
             renew = self._renewed is None or now - self._renewed > RENEW
             if self._renewed is None:
                 self._renewed = now  # the claim has just set it
                 renew = False
             elif renew:
                 self._renewed = now
-            self._flight_args = (self.chars, str(self._idle_ms) if renew else "")
+            self._flight_args = (self._sent_chars, str(self._idle_ms) if renew else "")
         return self._append(self._flight[0][0].seq, [data for _, _, data in self._flight])
 
     def _append(self, first: int, events: Sequence[bytes]) -> Call:
@@ -222,7 +234,7 @@ class JobLog:
         for _, _, data in self._flight:
             self.remember(data)
         landed, self._flight = self._flight, []
-        self._pending_chars = sum(_size(event) + EVENT_CHARS for event in self._pending)
+        self._pending_chars = sum(output_size(event) + EVENT_CHARS for event in self._pending)
         if self._pending_chars < self._buffer_bytes:
             self._room.set()
         if self.on_appended is not None:

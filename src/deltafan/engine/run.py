@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from deltafan.broker.claims import Claim, Claims
@@ -17,8 +18,9 @@ from deltafan.engine.joblog import JobLog
 from deltafan.engine.outcome import Completed, Failed, Outcome, Stopped, StopReason
 from deltafan.engine.services import Services, job_info
 from deltafan.errors import BrokerUnavailable, CompletionError
-from deltafan.events import MAX_SEQ, Done, Event, EventId, FinishReason, Usage
-from deltafan.llm import Request
+from deltafan.events import MAX_SEQ, Done, Event, EventId, FinishReason, Meta, Usage
+from deltafan.job import JobSpec
+from deltafan.llm import Request, Started
 from deltafan.llm.usage import add, estimate
 from deltafan.sinks.fanout import FROM_THE_START, Fanout, Start, unknown_sinks
 from deltafan.telemetry.hooks import Signal
@@ -142,6 +144,7 @@ class JobRun:
             timeout=spec.timeout or settings.timeout,
             first_token_timeout=spec.first_token_timeout or settings.first_token_timeout,
             stall_timeout=spec.stall_timeout or settings.stall_timeout,
+            options=_options(spec, self.claim.tenant),
         )
         completions = self._services.completions_for(spec)
         usage: Usage | None = None
@@ -153,16 +156,18 @@ class JobRun:
                         usage = event if usage is None else add(usage, event)
                     elif isinstance(event, Done):
                         finish = event.finish_reason
-                    else:
+                    elif not isinstance(event, Started):
                         await self._emit(event)
         except CompletionError as error:
-            return Failed(error, usage or self._estimate())
+            return Failed(error, error.usage or usage or self._estimate())
         if finish is None:
             return Failed(CompletionError("malformed_stream", "the completion ended without an end"), self._estimate())
         return Completed(finish, usage or self._estimate())
 
     async def _emit(self, event: Event) -> None:
-        if self._first_token is None:
+        if isinstance(event, Meta):  # another model takes over
+            event = replace(event, attempt=self.claim.attempt, metadata=self.claim.spec.metadata)
+        elif self._first_token is None:
             self._first_token = self._seconds()
         self.log.emit(event)
         if self.log.full:
@@ -238,6 +243,12 @@ class JobRun:
 
     def _signal(self, name: str, level: str = "info", **fields: Any) -> None:
         self._services.hook(Signal(name, level, {"job": self.claim.job_id} | fields))  # type: ignore[arg-type]
+
+
+def _options(spec: JobSpec, tenant: str) -> dict[str, Any]:
+    """What the job wants of the router, which decides what it leaves open; and whose answers the cache may give it."""
+    options: dict[str, Any] = {"tenant": tenant} | ({"fallbacks": spec.fallbacks} if spec.fallbacks else {})
+    return options | ({"mid_stream": spec.on_takeover} if "on_takeover" in spec.model_fields_set else {})
 
 
 def _name(outcome: Outcome) -> str:

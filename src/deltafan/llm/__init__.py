@@ -6,7 +6,7 @@
 from deltafan.llm.providers import PROVIDERS, Provider, provider_facts, split_model
 from deltafan.llm.request import Request
 from deltafan.llm.retry import Retrying
-from deltafan.llm.seam import Completions
+from deltafan.llm.seam import Completions, Started
 from deltafan.llm.settings import LLMSettings, ProviderSettings
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ProviderSettings",
     "Request",
     "Retrying",
+    "Started",
     "provider_facts",
     "split_model",
 ]

@@ -1,4 +1,4 @@
-"""One answer of a provider: from the bytes of its body to deltas, and whether it is whole. No I/O."""
+"""One answer of a provider, streamed or not: from the bytes of its body to deltas, and whether it is whole. No I/O."""
 
 from __future__ import annotations
 
@@ -11,25 +11,48 @@ from deltafan.events import Delta
 from deltafan.llm import failures
 from deltafan.llm.decode import ChunkDecoder, parse_json
 from deltafan.llm.providers import Provider
-from deltafan.sse import Decoder, EventTooLargeError, ServerSentEvent
+from deltafan.llm.request import Request
+from deltafan.llm.responses import ResponsesDecoder
+from deltafan.sse import MAX_EVENT_BYTES, Decoder, EventTooLargeError, ServerSentEvent
 
+MAX_BODY = 64 * 1024 * 1024
+"""Bytes of an answer that is not streamed: room for the images in one. Our own bound."""
 _DONE = b"[DONE]"
 _MAX_ERROR_BODY = 64 * 1024
 
 
-class Answer:
-    """Reads one answer.
+def answer_to(request: Request, provider: Provider, secret: str = "") -> Answer | WholeAnswer:
+    """What reads the answer to a request.
 
     :param secret: the key in use, which no error may show.
     """
+    if not request.streaming:
+        return WholeAnswer(ResponsesDecoder() if request.api == "responses" else ChunkDecoder(), secret)
+    if request.api == "responses":
+        return _ResponsesAnswer(provider, ResponsesDecoder(), secret, max_event_bytes=MAX_BODY)
+    return Answer(provider, ChunkDecoder(), secret)
 
-    def __init__(self, provider: Provider, secret: str = "") -> None:
-        self.chunks = ChunkDecoder()
+
+class Answer:
+    """Reads an answer that is streamed."""
+
+    arriving = False
+    """Only of an answer that is not streamed: its body has begun to come."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        decoder: ChunkDecoder | ResponsesDecoder,
+        secret: str = "",
+        *,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+    ) -> None:
+        self.chunks = decoder
         self.done = False
-        """`[DONE]` was read."""
+        """The last event was read."""
         self._secret = secret
         self._done_is_finish = provider.done_without_finish_reason
-        self._events = Decoder()
+        self._events = Decoder(max_event_bytes)
         self._body: bytearray | None = None
 
     def begin(self, content_type: str) -> None:
@@ -74,8 +97,7 @@ class Answer:
 
     def raise_error(self) -> None:
         """:raises CompletionError: the provider has sent an error."""
-        if self.chunks.error is not None:
-            raise failures.from_body(self.chunks.error, secret=self._secret)
+        _raise_error(self.chunks, self._secret)
 
     def raise_unless_complete(self) -> None:
         """:raises CompletionError: the body has ended, but the answer had not."""
@@ -90,6 +112,63 @@ class Answer:
         if isinstance(body, dict) and body.get("error"):
             raise failures.from_body(body, secret=self._secret)
         raise failures.malformed("it is one JSON value, not an event stream")
+
+
+class _ResponsesAnswer(Answer):
+    """Its last event holds the whole response, and no `[DONE]` has to follow."""
+
+    def decode(self, sse: ServerSentEvent) -> list[Delta]:
+        deltas = super().decode(sse)
+        self.done = self.done or self.chunks.finished
+        return deltas
+
+
+class WholeAnswer:
+    """Reads an answer that comes as one JSON value. What it says is the same as of an answer that is streamed."""
+
+    done = False
+
+    def __init__(self, decoder: ChunkDecoder | ResponsesDecoder, secret: str = "") -> None:
+        self.chunks = decoder
+        self.complete = False
+        self.arriving = False
+        """More than white space has come, with which some providers keep a connection alive."""
+        self._secret = secret
+        self._body = bytearray()
+
+    def begin(self, content_type: str) -> None:
+        """Any content type will do, if it is JSON."""
+
+    def read(self, data: bytes | None) -> list[ServerSentEvent]:
+        """The whole body as one event, when it has ended.
+
+        :raises CompletionError: `malformed_stream`: it is too large.
+        """
+        if data is None:
+            return [ServerSentEvent(bytes(self._body), "message", "")]
+        self._body += data
+        if len(self._body) > MAX_BODY:
+            raise failures.malformed(f"it is larger than {MAX_BODY} bytes")
+        self.arriving = self.arriving or not data.isspace()
+        return []
+
+    def decode(self, sse: ServerSentEvent) -> list[Delta]:
+        """:raises CompletionError: `malformed_stream`."""
+        deltas = self.chunks.whole(parse_json(sse.data, "the answer"))
+        self.complete = True
+        return deltas
+
+    def raise_error(self) -> None:
+        """:raises CompletionError: the provider has sent an error instead of an answer."""
+        _raise_error(self.chunks, self._secret)
+
+    def raise_unless_complete(self) -> None:
+        """Nothing to tell: what is not complete is no JSON."""
+
+
+def _raise_error(chunks: ChunkDecoder | ResponsesDecoder, secret: str) -> None:
+    if chunks.error is not None:
+        raise failures.from_body(chunks.error, secret=secret)
 
 
 def _error_value(data: bytes) -> Any:

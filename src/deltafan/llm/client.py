@@ -1,6 +1,7 @@
-"""The streaming client: OpenAI-compatible chat completions over the openai SDK's raw response.
+"""The client: completions of OpenAI-compatible providers over the openai SDK's raw response, streamed or not, by chat
+completions or the Responses API; and embeddings.
 
-The SDK builds and authenticates the request; the bytes of its answer are decoded here. Its retries are off: `Retrying`
+The SDK authenticates and sends the request; the bytes of its answer are decoded here. Its retries are off: `Retrying`
 composes outside, where it covers failures after the response began too.
 """
 
@@ -12,27 +13,33 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx2
 
 from deltafan.errors import CompletionError
 from deltafan.events import Done, Event, Usage
 from deltafan.llm import failures, pricing, usage
-from deltafan.llm.answer import Answer
-from deltafan.llm.body import messages_of, params_of
+from deltafan.llm.answer import answer_to
+from deltafan.llm.body import body_of, prompt_of
 from deltafan.llm.connections import Connections
 from deltafan.llm.deadline import Deadline
+from deltafan.llm.decode import ChunkDecoder, parse_json
+from deltafan.llm.embeddings import EmbeddingRequest, EmbeddingResult
+from deltafan.llm.headers import service_tier, started
 from deltafan.llm.providers import Provider, provider_facts, split_model
 from deltafan.llm.request import Request
+from deltafan.llm.responses import ResponsesDecoder
 from deltafan.llm.settings import LLMSettings
+from deltafan.llm.vectors import embedding_body, read_body, read_embeddings
 
 _DRAIN = 0.1  # seconds for the last bytes of a complete answer, so that its connection can be used again
 _TRANSPORT_CODES = frozenset({"connection", "timeout_total", "timeout_stall"})
 
 
 class OpenAICompletions:
-    """Implements `Completions` for every provider of the table and of the settings. Close it: `async with`."""
+    """Implements `Completions` and `Embedder` for every provider of the table and of the settings. Close it:
+    `async with`."""
 
     def __init__(self, settings: LLMSettings | None = None) -> None:
         self._settings = settings or LLMSettings()
@@ -49,7 +56,7 @@ class OpenAICompletions:
     def prepare(self, provider: str) -> None:
         """Make a provider's client before the first request needs it. One that cannot be made tells so at its use."""
         with suppress(CompletionError):
-            _ = self._connections.client(provider_facts(provider)).chat.completions
+            self._connections.client(provider_facts(provider))
 
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """See `Completions.stream`."""
@@ -57,7 +64,8 @@ class OpenAICompletions:
         provider = provider_facts(name)
         secret = self._connections.key(provider)
         deadline = Deadline(request.timeout, request.first_token_timeout, request.stall_timeout)
-        answer = Answer(provider, secret)
+        answer = answer_to(request, provider, secret)
+        head: Any = None
         try:
             async with AsyncExitStack() as stack:
                 response = await deadline.wait(partial(self._open, stack, request, provider, model))
@@ -75,50 +83,76 @@ class OpenAICompletions:
                         raise
                     for sse in answer.read(data):
                         for event in answer.decode(sse):
-                            deadline.visible = True
+                            if head is None:
+                                deadline.visible = True
+                                head = answer.chunks.head or parse_json(sse.data)
+                                yield started(name, model, response.headers, head)
                             yield event
                         answer.raise_error()
+                    if answer.arriving:
+                        deadline.visible = True
                 answer.raise_unless_complete()
-                yield await _usage(request, provider, model, answer)
+                if head is None:
+                    yield started(name, model, response.headers, answer.chunks.head)
+                yield await self._usage(request, provider, model, answer.chunks, head)
                 yield Done(answer.chunks.finish_reason)
                 await _drain(body)
-        except CompletionError as error:
-            error.provider, error.model = name, model
-            raise
         except Exception as exc:
-            failure = failures.from_exception(exc, secret=secret)
+            failure = _failure(exc, name, model, secret)
             if failure is None:
                 raise
-            failure.provider, failure.model = name, model
+            raise failure from None
+        finally:
+            deadline.close()
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
+        """See `Embedder.embed`."""
+        name, model = split_model(request.model, self._settings)
+        provider = provider_facts(name)
+        secret = self._connections.key(provider)
+        deadline = Deadline(request.timeout, None, None)
+        try:
+            async with AsyncExitStack() as stack:
+                post = partial(self._connections.post, stack, provider, "/embeddings", embedding_body(request, model))
+                response = await deadline.wait(post)
+                data = await deadline.wait(partial(read_body, response))
+            result = await read_embeddings(data, request, provider, model, response.headers, secret)
+            return replace(result, usage=await self._priced(result.usage, provider, model))
+        except Exception as exc:
+            failure = _failure(exc, name, model, secret)
+            if failure is None:
+                raise
             raise failure from None
         finally:
             deadline.close()
 
     async def _open(self, stack: AsyncExitStack, request: Request, provider: Provider, model: str) -> httpx2.Response:
-        client = self._connections.client(provider, prefill=bool(request.prefix))
-        # In `extra_body` the messages pass as they are. Where they belong, the SDK walks through them by their types,
-        # which takes seconds for ten thousand of them, and holds up every other stream.
-        body = {**params_of(request, provider), "messages": messages_of(request, provider)}
-        try:
-            response = await stack.enter_async_context(
-                client.chat.completions.with_streaming_response.create(
-                    model=model, messages=[], stream=True, extra_body=body
-                )
-            )
-        except (TypeError, ValueError) as exc:
-            # What JSON or a header cannot carry: a lone surrogate, NaN, a line end in a key.
-            raise CompletionError("bad_request", failures.redact(f"the request cannot be sent: {exc}")) from None
-        return response.http_response
+        path = "/responses" if request.api == "responses" else "/chat/completions"
+        body = body_of(request, provider, model)
+        return await self._connections.post(stack, provider, path, body, prefill=bool(request.prefix))
 
+    async def _usage(
+        self, request: Request, provider: Provider, model: str, chunks: ChunkDecoder | ResponsesDecoder, head: Any
+    ) -> Usage:
+        used = usage.parse_usage(chunks.usage, cost_in_usage=provider.cost_in_usage)
+        if used is None:
+            used = usage.estimate(prompt_of(request, provider), chunks.output_chars)
+        tier = service_tier(chunks.head or head) or service_tier(request.params)
+        return await self._priced(used, provider, model, raw=chunks.usage, service_tier=tier)
 
-async def _usage(request: Request, provider: Provider, model: str, answer: Answer) -> Usage:
-    used = usage.parse(answer.chunks.usage, cost_in_usage=provider.cost_in_usage)
-    if used is None:
-        used = usage.estimate(messages_of(request, provider), answer.chunks.output_chars)
-    if used.cost_usd is None:
+    async def _priced(self, used: Usage, provider: Provider, model: str, **facts: Any) -> Usage:
+        if used.cost_usd is not None:
+            return used
+        cost = partial(pricing.cost_usd, provider.name, model, used, models=self._settings.models, **facts)
         # In a thread, because the first look at the price list loads it.
-        used = replace(used, cost_usd=await asyncio.to_thread(pricing.cost_usd, provider.name, model, used))
-    return used
+        return replace(used, cost_usd=await asyncio.to_thread(cost))
+
+
+def _failure(exc: Exception, provider: str, model: str, secret: str) -> CompletionError | None:
+    failure = failures.from_exception(exc, secret=secret)
+    if failure is not None:
+        failure.provider, failure.model = provider, model
+    return failure
 
 
 def _is_transport_failure(exc: Exception) -> bool:

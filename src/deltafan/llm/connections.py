@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
 
 import httpx2
 import openai
 
 from deltafan.errors import CompletionError
+from deltafan.llm import failures
 from deltafan.llm.providers import Provider
 from deltafan.llm.settings import LLMSettings, ProviderSettings
 
 _KEEPALIVE = 30.0  # seconds; spares the next first token a TLS handshake
 _MAX_ERROR_BODY = 64 * 1024  # the SDK reads the body of an error to its end, wherever that is
+_RAW = {"X-Stainless-Raw-Response": "stream"}  # asks the SDK for the response with its body unread
 _NO_KEY = "none"  # the SDK insists on a key; keyless servers do not read it
 
 
@@ -53,6 +57,26 @@ class Connections:
         if client is None:
             client = self._clients[provider.name, base_url] = self._connect(base_url, key)
         return client
+
+    async def post(
+        self, stack: AsyncExitStack, provider: Provider, path: str, body: dict[str, Any], *, prefill: bool = False
+    ) -> httpx2.Response:
+        """Send one request. The body of its answer is not read yet; the stack closes it.
+
+        The SDK's typed methods are not used: they walk through what is sent by its types, which takes seconds for ten
+        thousand messages, and holds up every other stream.
+
+        :raises CompletionError: as `client`, or `bad_request`: JSON or a header cannot carry the request.
+        :raises openai.OpenAIError: the provider refused, or cannot be reached.
+        """
+        client = self.client(provider, prefill=prefill)
+        try:
+            response = await client.post(path, cast_to=httpx2.Response, body=body, options={"headers": _RAW})
+        except (TypeError, ValueError) as exc:
+            # What JSON or a header cannot carry: a lone surrogate, NaN, a line end in a key.
+            raise CompletionError("bad_request", failures.redact(f"the request cannot be sent: {exc}")) from None
+        stack.push_async_callback(response.aclose)
+        return response
 
     def _override(self, provider: Provider) -> ProviderSettings:
         return self._settings.providers.get(provider.name) or ProviderSettings()

@@ -100,7 +100,7 @@ class Deadline:
     def _timeout(self, code: str) -> CompletionError:
         limit = self._limits[code]
         what = {
-            "timeout_total": "the completion took longer than",
+            "timeout_total": "the request took longer than",
             "timeout_first_token": "the model did not answer within",
             "timeout_stall": "the model's stream stood still for",
         }[code]

@@ -20,8 +20,8 @@ from deltafan.llm.toolcalls import MAX_INDEX, ToolCalls
 _REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 
 
-def parse_json(data: bytes) -> Any:
-    """The value of one `data:` field.
+def parse_json(data: bytes, what: str = "a chunk") -> Any:
+    """The value of one `data:` field, or of a body.
 
     Invalid UTF-8 and lone surrogates, which orjson refuses, become U+FFFD: half an emoji must not cost an answer.
 
@@ -35,7 +35,7 @@ def parse_json(data: bytes) -> Any:
         # A surrogate pair written as two escapes is joined by the parser; only lone ones are left to be replaced.
         return _replace_surrogates(json.loads(data.decode("utf-8", "replace")))
     except (ValueError, RecursionError):
-        raise malformed("a chunk is not JSON") from None
+        raise malformed(f"{what} is not JSON") from None
 
 
 def _replace_surrogates(value: Any) -> Any:
@@ -50,15 +50,17 @@ def _replace_surrogates(value: Any) -> Any:
 
 
 class ChunkDecoder:
-    """One completion's chunks."""
+    """One completion's chunks, or all of it at once."""
 
-    __slots__ = ("_finish", "_tool_calls", "error", "output_chars", "usage")
+    __slots__ = ("_finish", "_tool_calls", "error", "head", "output_chars", "usage")
 
     def __init__(self) -> None:
         self.usage: dict[str, Any] | None = None
         """The last usage object that was seen, wherever it was."""
         self.error: Any = None
         """The provider's error object, once it has sent one."""
+        self.head: dict[str, Any] = {}
+        """What names model and id, where it is not in every chunk."""
         self.output_chars = 0
         """Characters of text, reasoning, refusal and arguments in all choices: what an estimate of usage counts."""
         self._finish: dict[int, FinishReason | None] = {}
@@ -104,6 +106,24 @@ class ChunkDecoder:
             usage = x_groq.get("usage") if type(x_groq) is dict else None
         if usage and type(usage) is dict:
             self.usage = usage
+        return out
+
+    def whole(self, completion: Any) -> list[Delta]:
+        """The deltas of a completion that was not streamed.
+
+        :raises CompletionError: `malformed_stream`.
+        """
+        if type(completion) is not dict:
+            raise malformed("the answer is not an object")
+        self.head = completion
+        choices = completion.get("choices")
+        if type(choices) is list:
+            choices = [
+                {**choice, "delta": choice.get("message")} if type(choice) is dict else choice for choice in choices
+            ]
+        out = self.decode({**completion, "choices": choices})
+        if not self.begun and self.error is None:
+            raise malformed("the answer has no choices")
         return out
 
     def _choice(self, choice: Any, position: int, out: list[Delta]) -> None:

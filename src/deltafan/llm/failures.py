@@ -41,7 +41,8 @@ _CODE_WORDS: dict[str, str] = {
     "context_length": "context_length_exceeded context_window_exceeded model_max_prompt_tokens_exceeded",
     "content_filter": (
         "content_filter content_policy_violation content_filter_error responsibleaipolicyviolation "
-        "data_inspection_failed moderation_blocked"
+        "data_inspection_failed moderation_blocked image_content_policy_violation bio_policy "
+        "misalignment_policy_violation"
     ),
     "model_not_found": "model_not_found model_not_active model_not_available model_decommissioned not_found_error",
     "server_error": (
@@ -49,6 +50,12 @@ _CODE_WORDS: dict[str, str] = {
         "service_unavailable engine_overloaded timeout_error"
     ),
 }
+_REQUEST_WORDS = (
+    "invalid_request_error invalid_prompt invalid_image invalid_image_format invalid_base64_image invalid_image_url "
+    "image_too_large image_too_small image_parse_error invalid_image_mode image_file_too_large "
+    "unsupported_image_media_type empty_image_file failed_to_download_image image_file_not_found"
+)
+"""Of errors inside a 200 answer, which have no status: the request is at fault, unless the message says more."""
 _BY_CODE = {word: code for code, words in _CODE_WORDS.items() for word in words.split()}
 
 _BY_MESSAGE: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -179,7 +186,7 @@ def _classify(words: list[str], message: str, status: int | None) -> str:
         return _BY_STATUS[status]
     if status is not None and 400 <= status < 500:
         return "bad_request"
-    return "bad_request" if "invalid_request_error" in words else "server_error"
+    return "bad_request" if any(word in _REQUEST_WORDS.split() for word in words) else "server_error"
 
 
 def _unwrap(body: Any) -> Any:

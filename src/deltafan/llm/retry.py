@@ -7,14 +7,45 @@ import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import count
 
 from deltafan.errors import CompletionError
 from deltafan.events import Event
+from deltafan.llm.embeddings import Embedder, EmbeddingRequest, EmbeddingResult
 from deltafan.llm.request import Request
 from deltafan.llm.seam import Completions
 
 RetryHook = Callable[[CompletionError, int, float], None]
 """Called before each wait: why, the attempt that failed (from 1), and the seconds until the next."""
+
+
+class _Patience:
+    """How often, and after which waits, something is tried again."""
+
+    def __init__(
+        self, attempts: int = 3, max_wait: float = 5.0, backoff: float = 0.5, on_retry: RetryHook | None = None
+    ) -> None:
+        self._attempts = attempts
+        self._max_wait = max_wait
+        self._backoff = backoff
+        self._on_retry = on_retry
+
+    async def wait(self, error: CompletionError, attempt: int, ends: float | None) -> None:
+        """Wait for the next attempt.
+
+        :param ends: the time of the loop's clock at which all attempts are over.
+        :raises CompletionError: the error itself: there is none.
+        """
+        if not error.retryable or attempt >= self._attempts:
+            raise error
+        bound = min(self._max_wait, self._backoff * 2 ** (attempt - 1))
+        jittered = random.uniform(0, bound)  # noqa: S311 - spreads load, keeps no secret
+        wait = max(jittered, error.retry_after or 0.0)
+        if wait > self._max_wait or (ends is not None and asyncio.get_running_loop().time() + wait >= ends):
+            raise error
+        if self._on_retry is not None:
+            self._on_retry(error, attempt, wait)
+        await asyncio.sleep(wait)
 
 
 class Retrying:
@@ -39,17 +70,13 @@ class Retrying:
         on_retry: RetryHook | None = None,
     ) -> None:
         self._inner = inner
-        self._attempts = attempts
-        self._max_wait = max_wait
-        self._backoff = backoff
-        self._on_retry = on_retry
+        self._patience = _Patience(attempts, max_wait, backoff, on_retry)
 
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """See `Completions.stream`."""
         loop = asyncio.get_running_loop()
         ends = None if request.timeout is None else loop.time() + request.timeout
-        attempt = 1
-        while True:
+        for attempt in count(1):
             if ends is not None:
                 request = replace(request, timeout=ends - loop.time())
             yielded = False
@@ -60,17 +87,38 @@ class Retrying:
                         yield event
                 return
             except CompletionError as error:
-                if yielded or not error.retryable or attempt >= self._attempts:
+                if yielded:
                     raise
-                wait = self._wait(error, attempt)
-                if wait > self._max_wait or (ends is not None and loop.time() + wait >= ends):
-                    raise
-                if self._on_retry is not None:
-                    self._on_retry(error, attempt, wait)
-            await asyncio.sleep(wait)
-            attempt += 1
+                failure = error
+            await self._patience.wait(failure, attempt, ends)
 
-    def _wait(self, error: CompletionError, attempt: int) -> float:
-        bound = min(self._max_wait, self._backoff * 2 ** (attempt - 1))
-        jittered = random.uniform(0, bound)  # noqa: S311 - spreads load, keeps no secret
-        return max(jittered, error.retry_after or 0.0)
+
+class RetryingEmbedder:
+    """The same for embeddings. See `Retrying`."""
+
+    def __init__(
+        self,
+        inner: Embedder,
+        *,
+        attempts: int = 3,
+        max_wait: float = 5.0,
+        backoff: float = 0.5,
+        on_retry: RetryHook | None = None,
+    ) -> None:
+        self._inner = inner
+        self._patience = _Patience(attempts, max_wait, backoff, on_retry)
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
+        """See `Embedder.embed`."""
+        loop = asyncio.get_running_loop()
+        ends = None if request.timeout is None else loop.time() + request.timeout
+        attempt = 1
+        while True:
+            if ends is not None:
+                request = replace(request, timeout=ends - loop.time())
+            try:
+                return await self._inner.embed(request)
+            except CompletionError as error:
+                failure = error
+            await self._patience.wait(failure, attempt, ends)
+            attempt += 1

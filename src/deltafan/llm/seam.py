@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 from deltafan.events import Event
 from deltafan.llm.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    """Who answers, before what is answered. It stays inside the process: no log, sink or wire ever carries it."""
+
+    type: ClassVar[str] = "started"
+    provider: str = ""
+    model: str = ""
+    """As the provider names it in its answer; as it was asked for, where the answer does not say."""
+    request_id: str | None = None
+    """The provider's name for the request, which its support asks for: the answer's `x-request-id` header."""
+    cached: bool = False
+    """A cache answers, and no provider was asked."""
+    created: int = 0
+    """Unix time in seconds: the answer's own, or else when it began to come."""
+    deployment: str | None = None
+    """Which of a router's deployments answers."""
+    response_id: str | None = None
+    """The answer's own id; the Responses API goes on from it with `previous_response_id`."""
+    rate_limits: Mapping[str, str] = field(default_factory=dict)
+    """The answer's `x-ratelimit-*` headers as they were sent, names in lower case."""
 
 
 class Completions(Protocol):
@@ -15,9 +38,10 @@ class Completions(Protocol):
     def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """The events of one completion.
 
-        Order: deltas, as the provider sent them; then exactly one `Usage`, reported by the provider or else estimated
-        and labelled so; then exactly one `Done` with the finish reason, last. Nothing is yielded after `Done`, and no
-        delta after an error.
+        Order: at most one `Started`, first; deltas, as the provider sent them; then exactly one `Usage`, reported by
+        the provider or else estimated and labelled so; then exactly one `Done` with the finish reason, last. Nothing
+        is yielded after `Done`, and no delta after an error. The client yields `Started` together with the first
+        delta and not before: as long as nothing was yielded, a ring may still try again or ask somebody else.
 
         Failure: raises `CompletionError`, and nothing else, for whatever the provider or the network did. Deltas
         yielded before it stand; there is no `Usage` and no `Done` then. A stream that ends without a finish reason

@@ -1,246 +1,138 @@
-"""Tools that are run here: typed functions as tools, and the ring that runs what the model calls."""
+"""Functions that a model may call: typed functions made into tools."""
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import inspect
+import math
 import re
-import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, overload
 
-import orjson
-from pydantic import BaseModel, ConfigDict, create_model
-from pydantic import ValidationError as PydanticError
+from deltafan.errors import ConfigurationError
+from deltafan.llm.docstrings import read_docstring
+from deltafan.llm.toolschema import Arguments, arguments_of, schema_of, strict_schema
 
-from deltafan.errors import CompletionError, ConfigurationError
-from deltafan.events import Done, Event, ToolResult, Usage
-from deltafan.llm.request import Request
-from deltafan.llm.seam import Completions
-from deltafan.llm.usage import add
-from deltafan.transcript import ToolCall, Transcript
-
-MAX_ITERATIONS = 10
-"""Requests to the model for one answer."""
-MAX_CALLS = 128
-"""Calls of one turn that are run. Those beyond it are answered with an error."""
-MAX_RESULT = 64 * 1024
-"""Bytes of a result, as JSON, that go to the model and to subscribers."""
-_MAX_ERROR = 500
+TIMEOUT = 30.0
+"""Seconds that a call of a tool may take when the tool does not say."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What chat completions take as a function's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call.
+    """A function the model may call. The tool itself can be called just like its function.
 
-    :param parameters: JSON Schema of its arguments.
+    :param parameters: JSON Schema of its arguments, an object's.
     :param func: called with the arguments by name; a coroutine function, or a plain one, which runs in a thread.
     :param timeout: seconds that a call may take. The thread of a plain function cannot be stopped; its result is
         dropped.
+    :param strict: the provider is asked to hold the model to the schema, which must be fit for that (see `tool`).
+    :raises ConfigurationError: one of them is not what it must be.
     """
 
     name: str
     description: str
     parameters: Mapping[str, Any]
     func: Callable[..., Any]
-    timeout: float = 30.0
-    arguments: type[BaseModel] | None = field(default=None, repr=False)
+    timeout: float = TIMEOUT
+    strict: bool = False
+    arguments: type[Arguments] | None = field(default=None, repr=False)
     """Validates the arguments, where the tool was made from a typed function."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ConfigurationError(f"tool {self.name}: give a name of 1 to 64 letters, digits, _ or -")
+        if not isinstance(self.parameters, Mapping) or self.parameters.get("type", "object") != "object":
+            raise ConfigurationError(f"tool {self.name}: parameters must be the JSON Schema of an object")
+        if not callable(self.func):
+            raise ConfigurationError(f"tool {self.name}: func must be callable")
+        if not 0 < self.timeout < math.inf:
+            raise ConfigurationError(f"tool {self.name}: timeout must be a number of seconds above 0")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.func(*args, **kwargs)
 
     def schema(self) -> dict[str, Any]:
         """As chat completions take it."""
-        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        parameters = {"type": "object", "properties": {}, **self.parameters}
+        function: dict[str, Any] = {"name": self.name, "description": self.description, "parameters": parameters}
+        if self.strict:
+            function["strict"] = True
         return {"type": "function", "function": function}
 
 
-def tool(func: Callable[..., Any], *, name: str | None = None, timeout: float = 30.0) -> Tool:
+@overload
+def tool(
+    func: Callable[..., Any],
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout: float = TIMEOUT,
+    strict: bool | None = None,
+) -> Tool: ...
+@overload
+def tool(
+    func: None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout: float = TIMEOUT,
+    strict: bool | None = None,
+) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(
+    func: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout: float = TIMEOUT,
+    strict: bool | None = None,
+) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a typed function: its name, its docstring and its annotated parameters.
 
+    As a decorator, `@tool` or `@tool(timeout=5)`, or called: `tool(func, name="look_up")`. What the docstring says of
+    parameters (in the style of Google, NumPy or Sphinx) describes them to the model.
+
+    :param description: what the model is told; by default the docstring.
+    :param strict: hold the model to the schema, by OpenAI's rules: every object is closed, every parameter required,
+        and null given for one that is left out. True refuses parameters that cannot be said so (an object of any keys,
+        `Any`, a tuple); False leaves the schema as it is; by default it is strict where it can be.
     :raises ConfigurationError: no model could call the name, a parameter has no annotation or no name, or no schema
         follows from it.
     """
+
+    def make(func: Callable[..., Any]) -> Tool:
+        if isinstance(func, Tool):
+            raise ConfigurationError(f"tool {func.name}: is a tool already")
+        return _make(func, name, description, timeout, strict)
+
+    return make if func is None else make(func)
+
+
+def as_tool(given: Tool | Callable[..., Any]) -> Tool:
+    """A tool as it is; a function made into one."""
+    return given if isinstance(given, Tool) else tool(given)
+
+
+def _make(
+    func: Callable[..., Any], name: str | None, description: str | None, timeout: float, strict: bool | None
+) -> Tool:
     name = name or str(getattr(func, "__name__", type(func).__name__))
     if not _NAME.fullmatch(name):
         raise ConfigurationError(f"tool {name}: give a name of 1 to 64 letters, digits, _ or -")
-    fields: dict[str, Any] = {}
-    try:
-        signature = inspect.signature(func, eval_str=True)
-    except (NameError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"tool {name}: its parameters cannot be read: {error}") from None
-    for parameter in signature.parameters.values():
-        by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if parameter.annotation is parameter.empty or not by_name:
-            raise ConfigurationError(
-                f"tool {name}: parameter {parameter.name!r} needs a type annotation, and to be given by name"
-            )
-        if parameter.name.startswith("_"):  # a model's private attribute, of which no schema tells
-            raise ConfigurationError(f"tool {name}: parameter {parameter.name!r} must not begin with _")
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (parameter.annotation, default)
-    try:
-        model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
-        parameters = model.model_json_schema()
-    except Exception as error:  # pydantic raises several kinds for types it cannot describe
-        raise ConfigurationError(
-            f"tool {name}: no schema for its parameters: {str(error).partition(chr(10))[0]}"
-        ) from None
-    parameters.pop("title", None)
-    return Tool(name, inspect.getdoc(func) or "", parameters, func, timeout, model)
-
-
-class ToolLoop:
-    """A ring that runs the tools the model calls and asks again with their results, until it answers without calls.
-
-    Every event of every turn is passed on, each call's `ToolResult` after the turn that asked for it; usage is summed.
-    Calls of one turn run at once. What goes wrong in a tool is told to the model. A call of a tool that the request
-    itself brought is for its sender to run: the answer then ends with `tool_calls`, as it does after `MAX_ITERATIONS`.
-    """
-
-    def __init__(self, inner: Completions, tools: Sequence[Tool], *, max_iterations: int = MAX_ITERATIONS) -> None:
-        self._inner = inner
-        self._tools = {tool.name: tool for tool in tools}
-        self._max_iterations = max_iterations
-
-    async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
-        """See `Completions.stream`."""
-        theirs = request.params.get("tools") or []
-        if not isinstance(theirs, list | tuple):
-            raise CompletionError("bad_request", "params.tools: must be a list")
-        functions = [t.get("function") for t in theirs if isinstance(t, Mapping)]
-        foreign = [f.get("name") for f in functions if isinstance(f, Mapping)]
-        params = {**request.params, "tools": [*theirs, *(t.schema() for t in self._tools.values())]}
-        request = replace(request, params=params)
-        used: Usage | None = None
-        for iteration in range(1, self._max_iterations + 1):
-            turn = Transcript()
-            done = Done("error")
-            async with aclosing(self._inner.stream(request)) as events:
-                async for event in events:
-                    if isinstance(event, Usage):
-                        used = event if used is None else add(used, event)
-                    elif isinstance(event, Done):
-                        done = event
-                    else:
-                        turn.add(event)
-                        yield event
-            calls = turn.tool_calls
-            ours = bool(calls) and not any(call.name in foreign for call in calls)
-            if done.finish_reason not in ("tool_calls", "stop") or not ours or iteration == self._max_iterations:
-                if used is not None:
-                    yield used
-                yield done
-                return
-            results = await asyncio.gather(*(self._call(call) for call in calls[:MAX_CALLS]))
-            results += [_failed(_id(call), call.name, f"one turn may call {MAX_CALLS}") for call in calls[MAX_CALLS:]]
-            for result in results:
-                yield result
-            messages = [*request.messages, _assistant(turn), *(_tool_message(result) for result in results)]
-            request = replace(request, messages=messages, prefix="")
-
-    async def _call(self, call: ToolCall) -> ToolResult:
-        call_id = _id(call)
-        tool = self._tools.get(call.name)
-        if tool is None:
-            return _failed(call_id, call.name, f"there is no tool {call.name!r}")
+    text, told = read_docstring(inspect.getdoc(func) or "")
+    model = arguments_of(func, name, told)
+    parameters = schema_of(model)
+    if strict is not False:
+        optional = frozenset(parameters["properties"]) - frozenset(parameters.get("required", ()))
         try:
-            arguments = orjson.loads(call.arguments or "{}")
-            if not isinstance(arguments, dict):
-                return _failed(call_id, call.name, "the arguments must be a JSON object")
-            if tool.arguments is not None:
-                model = tool.arguments.model_validate(arguments)
-                arguments = {name: getattr(model, name) for name in tool.arguments.model_fields}
-        except orjson.JSONDecodeError as error:
-            return _failed(call_id, call.name, f"the arguments are not JSON: {error}")
-        except PydanticError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-            return _failed(call_id, call.name, f"wrong arguments: {problems}")
-        except Exception as error:  # a validator that an operator wrote may raise anything
-            return _failed(call_id, call.name, f"{type(error).__name__}: {error}")
-        limit = asyncio.timeout(tool.timeout)
-        try:
-            async with limit:
-                result = await _run(tool.func, arguments)
-            encoded = orjson.dumps({"result": result}, default=str)  # as deep as the event will be: depth has a limit
-        except Exception as error:  # a user's function may raise anything; the model is told, without a traceback
-            if limit.expired() and isinstance(error, TimeoutError):
-                return _failed(call_id, call.name, f"the tool took longer than {tool.timeout:g} s")
-            return _failed(call_id, call.name, f"{type(error).__name__}: {error}")
-        if len(encoded) > MAX_RESULT:
-            return _failed(
-                call_id, call.name, f"the result is {len(encoded):,} bytes; at most {MAX_RESULT:,} are taken"
-            )
-        return ToolResult(call_id, call.name, result=orjson.loads(encoded)["result"])
-
-
-async def _run(func: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    if inspect.iscoroutinefunction(func):
-        return await func(**arguments)
-    result = await _in_thread(partial(func, **arguments))
-    # Of an object whose `__call__` is a coroutine function.
-    return await result if inspect.isawaitable(result) else result
-
-
-async def _in_thread(func: Callable[[], Any]) -> Any:
-    """In a thread of its own. In the loop's pool, a few functions that hang would hold up what else is done there (the
-    resolving of names, for one), and the end of the process."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def settle(result: Any, error: Exception | None) -> None:
-        if done.done():  # it took too long
-            return
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-
-    def call() -> None:
-        result: Any = None
-        error: Exception | None = None
-        try:
-            result = context.run(func)
-        except StopIteration:  # no future carries it
-            error = RuntimeError("it raised StopIteration")
-        except Exception as raised:
-            error = raised
-        except BaseException as raised:  # a tool's `sys.exit()` must not end the worker
-            error = RuntimeError(f"it raised {raised!r}")
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=call, name="deltafan-tool", daemon=True).start()
-    return await done
-
-
-def _id(call: ToolCall) -> str:
-    return call.id or f"call_{call.index}"
-
-
-def _failed(call_id: str, name: str, problem: str) -> ToolResult:
-    """What the model and the subscribers are told; UTF-8 must be able to carry it."""
-    return ToolResult(call_id, name, error=problem.encode("utf-8", "replace").decode()[:_MAX_ERROR])
-
-
-def _assistant(turn: Transcript) -> dict[str, Any]:
-    calls = [
-        {
-            "id": _id(call),
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for call in turn.tool_calls
-    ]
-    return {"role": "assistant", "content": turn.text or None, "tool_calls": calls}
-
-
-def _tool_message(result: ToolResult) -> dict[str, Any]:
-    content = {"error": result.error} if result.error is not None else result.result
-    text = content if isinstance(content, str) else orjson.dumps(content).decode()
-    return {"role": "tool", "tool_call_id": result.call_id, "content": text}
+            parameters = strict_schema(parameters, nullable=optional & model.null_is_default)
+            strict = True
+        except ValueError as error:
+            if strict:
+                raise ConfigurationError(f"tool {name}: {error}; or give strict=False") from None
+            strict = False
+    return Tool(name, text if description is None else description, parameters, func, timeout, strict, model)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltafan.events import Usage, UsageSource
+from deltafan.events import Usage
 
 CHARS_PER_TOKEN = 4
 """A rule of thumb for English text under the tokenizers in use; code and other scripts take more tokens."""
@@ -18,7 +18,7 @@ TOKENS_PER_IMAGE = 765
 _MAX_COUNT = 2**53 - 1  # what every JSON reader can hold; nothing larger is a token count
 
 
-def parse(raw: Any, *, cost_in_usage: bool = False) -> Usage | None:
+def parse_usage(raw: Any, *, cost_in_usage: bool = False) -> Usage | None:
     """The usage that a provider reported, or `None` if no token count can be read from it.
 
     Counts that make no sense (negative, text, fractions) are unknown, not an error.
@@ -32,18 +32,34 @@ def parse(raw: Any, *, cost_in_usage: bool = False) -> Usage | None:
         return None
     if total is None and prompt is not None and completion is not None:
         total = prompt + completion
-    cached = _count(_details(raw, "prompt"), "cached_tokens")
+    cached = _count(_details(raw, "prompt", "input"), "cached_tokens")
     if cached is None:
         cached = _count(raw, "prompt_cache_hit_tokens", "cached_tokens")  # DeepSeek; Together and Moonshot
+    reasoning = _count(_details(raw, "completion", "output"), "reasoning_tokens")
+    if reasoning is None:
+        reasoning = _count(raw, "reasoning_tokens")  # xAI's older answers
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=total,
         cached_tokens=cached,
-        reasoning_tokens=_count(_details(raw, "completion"), "reasoning_tokens"),
+        reasoning_tokens=reasoning,
         cost_usd=_cost(raw.get("cost")) if cost_in_usage else None,
         source="reported",
     )
+
+
+def priced_apart(raw: Any) -> dict[str, int]:
+    """Token counts in a provider's usage that may have prices of their own, by the names of genai-prices."""
+    if not isinstance(raw, Mapping):
+        return {}
+    prompt, completion = _details(raw, "prompt", "input"), _details(raw, "completion", "output")
+    found = {
+        "cache_write_tokens": _count(prompt, "cache_write_tokens", "cache_creation_tokens"),
+        "input_audio_tokens": _count(prompt, "audio_tokens"),
+        "output_audio_tokens": _count(completion, "audio_tokens"),
+    }
+    return {name: count for name, count in found.items() if count}
 
 
 def estimate(messages: Sequence[Mapping[str, Any]], output_chars: int) -> Usage:
@@ -62,24 +78,9 @@ def estimate(messages: Sequence[Mapping[str, Any]], output_chars: int) -> Usage:
     )
 
 
-_BEST_FIRST: tuple[UsageSource, ...] = ("reported", "estimated", "unknown")
-
-
 def add(a: Usage, b: Usage) -> Usage:
     """The sum. What is unknown in either is unknown in the sum, and the source is the worse of the two."""
-    return Usage(
-        prompt_tokens=_sum(a.prompt_tokens, b.prompt_tokens),
-        completion_tokens=_sum(a.completion_tokens, b.completion_tokens),
-        total_tokens=_sum(a.total_tokens, b.total_tokens),
-        cached_tokens=_sum(a.cached_tokens, b.cached_tokens),
-        reasoning_tokens=_sum(a.reasoning_tokens, b.reasoning_tokens),
-        cost_usd=None if a.cost_usd is None or b.cost_usd is None else a.cost_usd + b.cost_usd,
-        source=max(a.source, b.source, key=_BEST_FIRST.index),
-    )
-
-
-def _sum(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else a + b
+    return a + b
 
 
 def _count(raw: Mapping[str, Any], *names: str) -> int | None:
@@ -92,9 +93,9 @@ def _count(raw: Mapping[str, Any], *names: str) -> int | None:
     return None
 
 
-def _details(raw: Mapping[str, Any], of: str) -> Mapping[str, Any]:
-    details = raw.get(f"{of}_tokens_details")
-    return details if isinstance(details, Mapping) else {}
+def _details(raw: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    found = (raw.get(f"{name}_tokens_details") for name in names)
+    return next((details for details in found if isinstance(details, Mapping)), {})
 
 
 def _cost(value: Any) -> float | None:

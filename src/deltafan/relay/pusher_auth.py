@@ -34,8 +34,8 @@ USER_ID_MAX: Final = 128
 """Characters of a presence channel's user id: the service's limit."""
 
 _NOT_YOURS = (
-    "this channel is not one that you may follow, or there is no such; a token that names no channels opens the jobs' own "
-    f"only ({JOB_CHANNEL}<id>)"
+    "this channel is not one that you may follow, or there is no such; a token that names no channels opens the jobs' "
+    f"own only ({JOB_CHANNEL}<id>)"
 )
 _SOCKET_ID = re.compile(r"[0-9]{1,20}\.[0-9]{1,20}")
 _USER_ID = re.compile(r"[-A-Za-z0-9_=@,.;]+")

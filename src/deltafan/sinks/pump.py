@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
-import time
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
-from deltafan.errors import CompletionError
-from deltafan.events import Done, Error, Event, EventId, Meta
+from deltafan.events import Event, EventId
 from deltafan.sinks.base import JobInfo, Sink, SinkUnavailable
 from deltafan.sinks.fanout import SinkRunner
+from deltafan.sinks.telling import Telling
 from deltafan.telemetry.hooks import Hook, silent
 from deltafan.transcript import Transcript
 
 BUDGET = 10.0
 """Seconds that a sink which is behind may take when the completion has ended."""
+CANCEL_BUDGET = 1.0
+"""The same, when the caller was cancelled: for its last word, `done`."""
 _PAGE = 1000
 
 
@@ -36,15 +36,11 @@ class _Borrowed:
 class _Log:
     """What the stream has said, in memory: as long as the output, which the caller gets anyway."""
 
-    def __init__(self, job_id: str) -> None:
-        self.transcript = Transcript()
-        self._job_id = job_id
+    def __init__(self) -> None:
         self._events: list[Event] = []
 
     def append(self, event: Event) -> Event:
-        event = replace(event, id=EventId(1, len(self._events)), job=self._job_id)
         self._events.append(event)
-        self.transcript.add(event)
         return event
 
     @property
@@ -75,46 +71,35 @@ async def stream_to_sink(
     :param budget: seconds that a sink which is behind may take at the end.
     :return: what the completion amounts to.
     :raises CompletionError: it failed; the sink has been told by `error` and `done`.
-    :raises SinkUnavailable: the sink did not get everything.
+    :raises SinkUnavailable: the sink did not get everything; its `transcript` holds the output.
+    :raises CancelledError: as ever; the sink has been told by a `done`, `cancelled`.
     """
-    job_id = job_id or f"0-{secrets.token_hex(8)}"
-    log = _Log(job_id)
+    telling = Telling(model=model, provider=provider, job_id=job_id)
+    log = _Log()
 
     async def borrowed(_: JobInfo) -> Sink:
         return _Borrowed(sink)
 
-    runner = SinkRunner("sink", borrowed, JobInfo(job_id, "default", None, {}), log.read, hook)
-
-    def say(event: Event) -> None:
-        runner.offer([log.append(event)])
-
-    began = time.monotonic()
-    failure: CompletionError | None = None
+    runner = SinkRunner("sink", borrowed, JobInfo(telling.job_id, "default", None, {}), log.read, hook)
     try:
-        say(Meta(attempt=1, model=model, provider=provider, created=time.time_ns() // 1_000_000))
-        try:
-            async with aclosing(events) as opened:
-                async for event in opened:
-                    say(_with_length(event, log.transcript, began))
-        except CompletionError as error:
-            failure = error
-            say(Error(code=error.code, message=error.message, status=error.status, retryable=error.retryable))
-            say(_with_length(Done("error"), log.transcript, began))
+        async with aclosing(telling.tell(events)) as told:
+            async for event in told:
+                runner.offer([log.append(event)])
         await runner.settle(log.last, budget)
+    except asyncio.CancelledError:
+        if telling.transcript.done is None:
+            runner.offer([log.append(telling.cut_short())])
+        await runner.settle(log.last, min(budget, CANCEL_BUDGET))
+        raise
+    except Exception:
+        await runner.settle(log.last, budget)
+        raise
     finally:
         await runner.stop()
-    if failure is not None:
-        raise failure
+    if telling.failure is not None:
+        raise telling.failure
     standing = runner.status()
     if standing["state"] != "delivered":
-        raise SinkUnavailable(f"the sink did not get everything: {standing.get('error', 'it is behind')}")
-    return log.transcript
-
-
-def _with_length(event: Event, transcript: Transcript, began: float) -> Event:
-    """`done` says how long the text is and how long it took; the completion itself knows neither."""
-    if not isinstance(event, Done):
-        return event
-    return replace(
-        event, text_length=len(transcript.text), timings={"total": round((time.monotonic() - began) * 1000, 1)}
-    )
+        problem = f"the sink did not get everything: {standing.get('error', 'it is behind')}"
+        raise SinkUnavailable(problem, transcript=telling.transcript)
+    return telling.transcript

@@ -62,11 +62,11 @@ def test_a_limited_fault_meets_the_first_requests_only() -> None:
 
 def test_of_two_endings_the_earlier_one_comes() -> None:
     pieces = [Piece(b"%d" % n, True) for n in range(9)]
-    items = list(with_faults(pieces, active_faults(parse_faults("stall=7,cut=3"), 1)))
+    items = list(with_faults(pieces, active_faults(parse_faults("stall=7,cut=3"), 1), b""))
     assert items == [*pieces[:3], Ending.CUT]
 
 
 def test_a_fault_after_the_last_chunk_comes_and_one_beyond_it_does_not() -> None:
     pieces = [Piece(b"a", True), Piece(b"b", True)]
-    assert list(with_faults(pieces, active_faults(parse_faults("cut=2"), 1))) == [*pieces, Ending.CUT]
-    assert list(with_faults(pieces, active_faults(parse_faults("cut=3"), 1))) == pieces
+    assert list(with_faults(pieces, active_faults(parse_faults("cut=2"), 1), b"")) == [*pieces, Ending.CUT]
+    assert list(with_faults(pieces, active_faults(parse_faults("cut=3"), 1), b"")) == pieces

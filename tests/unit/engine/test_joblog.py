@@ -293,3 +293,38 @@ def test_sinks_are_offered_what_has_landed_with_its_ids() -> None:
     assert offered == []
     wires.log.answered([b"duplicate", 1, 0, -1], 0.0)
     assert offered == [TextDelta("a", id=EventId(1, 1), job=JOB)]
+
+
+def _chars(call: Call) -> int:
+    """What an append says of the text's length."""
+    return int(call.args[3])
+
+
+def test_the_length_of_the_text_begins_anew_where_another_model_does_and_goes_on_where_it_goes_on() -> None:
+    wires = Wires(chars=100)
+    wires.log.emit(TextDelta("one"))
+    assert _chars(wires.call()) == 103
+    wires.land()
+    wires.log.emit(Meta(continued=True))
+    wires.log.emit(TextDelta("two"))
+    assert _chars(wires.call()) == 106
+    wires.land()
+    wires.log.emit(Meta(restart=True))
+    assert (_chars(wires.call()), wires.log.chars) == (0, 0)
+    wires.land()
+    wires.log.emit(TextDelta("three"))
+    wires.log.emit(TextDelta("other", choice=1))
+    assert _chars(wires.call()) == 5
+    assert wires.log.output_chars == 3 + 3 + 5 + 5, "void output was paid for, too"
+    assert wires.log.visible
+
+
+def test_an_append_tells_the_length_of_what_it_brings_and_not_of_what_waits() -> None:
+    wires = Wires()
+    for place in range(MAX_BATCH):
+        wires.log.emit(TextDelta("x"))
+        wires.log.emit(TextDelta("y", choice=1 + place % 2))
+    assert wires.log.chars == MAX_BATCH
+    assert _chars(wires.call()) == MAX_BATCH // 2
+    wires.land()
+    assert _chars(wires.call()) == MAX_BATCH

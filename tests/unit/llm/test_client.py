@@ -11,7 +11,7 @@ from aiohttp import web
 
 from deltafan.errors import CompletionError
 from deltafan.events import Done, Event, ReasoningDelta, TextDelta, Usage
-from deltafan.llm import LLMSettings, ProviderSettings, Request
+from deltafan.llm import LLMSettings, ProviderSettings, Request, Started
 from deltafan.llm.client import OpenAICompletions
 from tests.unit.llm.server import (
     HELLO,
@@ -34,8 +34,11 @@ WHOLE = [TextDelta("Hel"), TextDelta("lo"), REPORTED, Done("stop")]
 
 
 async def collect(completions: OpenAICompletions, **request: Any) -> list[Event]:
-    async with aclosing(completions.stream(Request(**{"model": "m", "messages": MESSAGES} | request))) as events:
-        return [event async for event in events]
+    """All events but `Started`, which is always the first."""
+    async with aclosing(completions.stream(Request(**{"model": "m", "messages": MESSAGES} | request))) as stream:
+        events = [event async for event in stream]
+    assert [isinstance(event, Started) for event in events] == [True] + [False] * (len(events) - 1)
+    return events[1:]
 
 
 async def answer(handler: Handler, provider: str = "openai", **request: Any) -> list[Event]:
@@ -83,6 +86,51 @@ def cutting(*chunks: Any) -> Handler:
 
 async def test_deltas_then_usage_then_done() -> None:
     assert await answer(answering(*HELLO)) == WHOLE
+
+
+async def test_who_answers_is_told_with_the_first_delta_and_not_before() -> None:
+    head = {"id": "chatcmpl-1", "model": "m-2026", "created": 1700000000}
+    headers = {"X-Request-Id": "req-7", "x-ratelimit-remaining-requests": "59", "Date": "today"}
+    role_only, first = delta(role="assistant", content=""), text("a") | head
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"} | headers)
+        await response.prepare(request)
+        await response.write(frame(role_only) + frame(first) + frame(delta("stop")))
+        return response
+
+    async with (
+        serving(handler) as base_url,
+        OpenAICompletions(settings(base_url)) as completions,
+        aclosing(completions.stream(Request("m", MESSAGES))) as events,
+    ):
+        started = await anext(events)
+        assert await anext(events) == TextDelta("a")
+    assert started == Started(
+        provider="openai",
+        model="m-2026",
+        request_id="req-7",
+        created=1700000000,
+        response_id="chatcmpl-1",
+        rate_limits={"x-ratelimit-remaining-requests": "59"},
+    )
+    async with (
+        serving(answering(role_only)) as base_url,
+        OpenAICompletions(settings(base_url)) as completions,
+        aclosing(completions.stream(Request("m", MESSAGES))) as events,
+    ):
+        with pytest.raises(CompletionError):
+            await anext(events)
+
+
+async def test_who_answers_is_told_of_an_empty_answer_too() -> None:
+    async with (
+        serving(answering(delta("stop"))) as base_url,
+        OpenAICompletions(settings(base_url)) as completions,
+        aclosing(completions.stream(Request("m", MESSAGES))) as events,
+    ):
+        assert [type(event) async for event in events] == [Started, Usage, Done]
 
 
 async def test_the_request_is_what_was_asked_for() -> None:
@@ -186,6 +234,7 @@ async def test_a_stream_that_is_cut_has_failed_and_what_came_before_stands() -> 
         OpenAICompletions(settings(base_url)) as completions,
         aclosing(completions.stream(Request("m", MESSAGES))) as events,
     ):
+        assert isinstance(await anext(events), Started)
         assert await anext(events) == TextDelta("Hel")
         with pytest.raises(CompletionError) as caught:
             await anext(events)
@@ -351,6 +400,7 @@ async def test_aclose_closes_the_providers_connection() -> None:
     handler = Hanging(text("a"), delta(reasoning="b"))
     async with serving(handler) as base_url, OpenAICompletions(settings(base_url)) as completions:
         events = completions.stream(Request("m", MESSAGES))
+        await anext(events)
         assert await anext(events) == TextDelta("a")
         assert not handler.closed.is_set()
         await events.aclose()

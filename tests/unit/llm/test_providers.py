@@ -7,6 +7,7 @@ import pytest
 from deltafan.errors import CompletionError
 from deltafan.llm import PROVIDERS, LLMSettings, ProviderSettings, Request, provider_facts, split_model
 from deltafan.llm.body import messages_of, params_of
+from deltafan.llm.client import OpenAICompletions
 from deltafan.llm.providers import Provider
 from tests.unit.llm.server import KEY
 
@@ -19,8 +20,9 @@ MESSAGES = [{"role": "user", "content": "hello"}]
         ("gpt-4o", ("openai", "gpt-4o")),
         ("groq/llama-3", ("groq", "llama-3")),
         ("openrouter/openai/gpt-4o", ("openrouter", "openai/gpt-4o")),
-        ("meta-llama/Llama-3", ("openai", "meta-llama/Llama-3")),
-        ("mine/m", ("openai", "mine/m")),
+        ("together_ai/org/model", ("together", "org/model")),
+        ("hosted_vllm/org/model", ("vllm", "org/model")),
+        ("nosuch/model", ("nosuch", "model")),
         ("groq/", ("openai", "groq/")),
         ("groq", ("openai", "groq")),
         ("/x", ("openai", "/x")),
@@ -29,6 +31,30 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 )
 def test_a_prefix_counts_only_if_it_is_a_provider(model: str, expected: tuple[str, str]) -> None:
     assert split_model(model) == expected
+
+
+@pytest.mark.parametrize("provider", ["vllm", "openrouter", "huggingface", "together", "groq", "lmstudio", "ollama"])
+def test_a_name_with_a_slash_belongs_to_a_default_provider_that_has_such_names(provider: str) -> None:
+    settings = LLMSettings(default_provider=provider)
+    assert split_model("meta-llama/Llama-3", settings) == (provider, "meta-llama/Llama-3")
+
+
+def test_and_to_whatever_an_address_of_ones_own_serves() -> None:
+    proxy = ProviderSettings(base_url="http://localhost:4000/v1")
+    assert split_model("org/model", LLMSettings(providers={"openai": proxy})) == ("openai", "org/model")
+    mine = LLMSettings(default_provider="mine", providers={"mine": proxy})
+    assert split_model("org/model", mine) == ("mine", "org/model")
+    assert split_model("org/model", own_address=True) == ("openai", "org/model")
+    assert split_model("groq/model", own_address=True) == ("groq", "model")
+    only_a_key = LLMSettings(providers={"openai": ProviderSettings(api_key=KEY)})
+    assert split_model("org/model", only_a_key) == ("org", "model")
+
+
+async def test_a_prefix_that_nobody_knows_is_an_error_and_sends_the_prompt_to_nobody() -> None:
+    async with OpenAICompletions(LLMSettings(providers={"openai": ProviderSettings(api_key=KEY)})) as completions:
+        with pytest.raises(CompletionError, match="'nosuch'") as caught:
+            _ = [event async for event in completions.stream(Request("nosuch/model", MESSAGES))]
+    assert (caught.value.code, caught.value.provider, caught.value.model) == ("bad_request", "nosuch", "model")
 
 
 def test_the_settings_add_providers_and_choose_the_default() -> None:
@@ -45,6 +71,11 @@ def test_the_table_is_whole() -> None:
         assert provider.key_names
         assert provider.base_url is None or provider.base_url.startswith(("https://", "http://localhost"))
         assert provider.prefill_base_url is None or provider.prefill != "none"
+        assert not set(provider.aliases) & set(PROVIDERS)
+    assert set(PROVIDERS) >= {
+        *("openai", "azure", "anthropic", "gemini", "mistral", "ollama", "openrouter", "groq", "deepseek", "xai"),
+        *("together", "fireworks", "cerebras", "huggingface", "vllm", "lmstudio"),
+    }
 
 
 def test_a_provider_of_ones_own_is_a_plain_keyless_server() -> None:

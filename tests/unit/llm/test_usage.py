@@ -9,7 +9,7 @@ import pytest
 
 from deltafan.events import Usage
 from deltafan.llm.pricing import cost_usd
-from deltafan.llm.usage import add, estimate, parse
+from deltafan.llm.usage import add, estimate, parse_usage
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,12 @@ from deltafan.llm.usage import add, estimate, parse
         ({"prompt_tokens": 3, "prompt_cache_hit_tokens": 2}, (3, None, None, 2, None)),
         ({"prompt_tokens": 3, "cached_tokens": 0}, (3, None, None, 0, None)),
         ({"completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 2}}, (None, 3, None, None, 2)),
+        ({"prompt_tokens": 3, "reasoning_tokens": 2}, (3, None, None, None, 2)),
+        (
+            {"input_tokens": 3, "output_tokens": 9, "input_tokens_details": {"cached_tokens": 1}}
+            | {"output_tokens_details": {"reasoning_tokens": 8}},
+            (3, 9, 12, 1, 8),
+        ),
         (
             {"prompt_tokens": 3, "prompt_tokens_details": None, "completion_tokens_details": "x"},
             (3, None, None, None, None),
@@ -39,7 +45,7 @@ from deltafan.llm.usage import add, estimate, parse
     ],
 )
 def test_usage_of_all_shapes(raw: Any, expected: tuple[int | None, ...]) -> None:
-    usage = parse(raw)
+    usage = parse_usage(raw)
     assert usage is not None
     assert (
         usage.prompt_tokens,
@@ -53,7 +59,7 @@ def test_usage_of_all_shapes(raw: Any, expected: tuple[int | None, ...]) -> None
 
 @pytest.mark.parametrize("raw", [None, {}, "7", 7, [], {"prompt_tokens": None}, {"total_tokens": -5}])
 def test_usage_without_a_count_is_none(raw: Any) -> None:
-    assert parse(raw) is None
+    assert parse_usage(raw) is None
 
 
 @pytest.mark.parametrize(
@@ -61,8 +67,8 @@ def test_usage_without_a_count_is_none(raw: Any) -> None:
 )
 def test_a_reported_cost_is_taken_where_the_provider_reports_costs(cost: Any, expected: float | None) -> None:
     raw = {"prompt_tokens": 1, "cost": cost}
-    assert parse(raw, cost_in_usage=True) == Usage(prompt_tokens=1, cost_usd=expected, source="reported")
-    assert parse(raw) == Usage(prompt_tokens=1, source="reported")
+    assert parse_usage(raw, cost_in_usage=True) == Usage(prompt_tokens=1, cost_usd=expected, source="reported")
+    assert parse_usage(raw) == Usage(prompt_tokens=1, source="reported")
 
 
 def test_an_estimate_counts_text_tool_calls_messages_and_images() -> None:

@@ -1,9 +1,9 @@
-"""A scripted provider that speaks OpenAI's chat completions: for demos, and to test an app against.
+"""A scripted provider that speaks OpenAI's interfaces: for demos, and to test an app against.
 
-`POST /v1/chat/completions` (stream or not), `GET /v1/models`, `GET /healthz`, and `GET /requests`, which tells what was
-asked and sent (`DELETE` forgets it). A `Script` says what is answered; one request changes it with `X-Provider-*`
-headers, or with the same names in its `metadata`. Tokens are counted simply: a chunk is a completion token, a word a
-prompt token.
+`POST /v1/chat/completions` and `POST /v1/responses` (stream or not), `POST /v1/embeddings`, `GET /v1/models`, `GET
+/healthz`, and `GET /requests`, which tells what was asked and sent (`DELETE` forgets it). A `Script` says what is
+answered; one request changes it with `X-Provider-*` headers, or with the same names in its `metadata`. Tokens are
+counted simply: a chunk is a completion token, a word a prompt token.
 
     async with running(Script(source=Text("Hello."), rate=20)) as provider:
         client = AsyncOpenAI(base_url=provider.base_url, api_key="any")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import uuid
+from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from deltafan.devserver.provider.api_errors import ApiError, wrong_key
 from deltafan.devserver.provider.completions import complete
+from deltafan.devserver.provider.dialects import CHAT, EMBEDDINGS, RESPONSES, Dialect
 from deltafan.devserver.provider.journal import (
     CLIENT_CLOSED,
     FINISHED,
@@ -25,6 +27,8 @@ MODEL = "scripted"
 """The model that `GET /v1/models` lists; requests may name any."""
 MAX_BODY = 32 << 20
 """Bytes of a request: room for images. Our own bound."""
+
+DIALECTS = {"/chat/completions": CHAT, "/responses": RESPONSES, "/embeddings": EMBEDDINGS}
 
 SCRIPT = web.AppKey("script", Script)
 JOURNAL = web.AppKey("journal", Journal)
@@ -43,7 +47,8 @@ def create_app(script: Script) -> web.Application:
     app[RUNNING] = set()
     app.on_shutdown.append(_stop)
     for prefix in ("", "/v1"):
-        app.router.add_post(f"{prefix}/chat/completions", _chat)
+        for path, dialect in DIALECTS.items():
+            app.router.add_post(prefix + path, partial(_answer, dialect))
         app.router.add_get(f"{prefix}/models", _models)
     app.router.add_get("/healthz", _health)
     app.router.add_get("/requests", _requests)
@@ -51,16 +56,16 @@ def create_app(script: Script) -> web.Application:
     return app
 
 
-async def _chat(request: web.Request) -> web.StreamResponse:
+async def _answer(dialect: Dialect, request: web.Request) -> web.StreamResponse:
     journal = request.app[JOURNAL]
-    record = RequestRecord(f"chatcmpl-{uuid.uuid4().hex}")
+    record = RequestRecord(f"{dialect.prefix}{uuid.uuid4().hex}")
     journal.add(record)
     tasks, task = request.app[RUNNING], asyncio.current_task()
     if task is not None:
         tasks.add(task)
     outcome = STOPPED
     try:
-        response = await complete(request, request.app[SCRIPT], record, journal)
+        response = await complete(request, dialect, request.app[SCRIPT], record, journal)
         outcome = FINISHED
         return response
     except ApiError as error:

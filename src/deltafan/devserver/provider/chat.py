@@ -1,4 +1,4 @@
-"""A chat completion request, validated, and what its messages say."""
+"""A request, validated, and what its messages say. The other interfaces' requests are read as chat completions'."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from deltafan.devserver.provider.api_errors import ApiError
+from deltafan.devserver.provider.params import json_object, model_of, typed, whole, wrong
 
 Message = Mapping[str, Any]
 
@@ -59,22 +59,17 @@ class ChatRequest:
 
 def parse_chat_request(body: bytes) -> ChatRequest:
     """:raises ApiError: 400 that names the parameter and its rule."""
-    try:
-        params = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"The body is not JSON: {error}") from None
-    if not isinstance(params, dict):
-        raise ApiError(400, "The body must be a JSON object.")
-    options = _typed(params, "stream_options", dict, "an object") or {}
+    params = json_object(body)
+    options = typed(params, "stream_options", dict, "an object") or {}
     return ChatRequest(
-        model=_model(params),
+        model=model_of(params),
         messages=_messages(params.get("messages")),
-        stream=_typed(params, "stream", bool, "true or false") or False,
-        choices=_whole(params, "n", 1, MAX_CHOICES) or 1,
-        token_limit=_whole(params, "max_completion_tokens", 1) or _whole(params, "max_tokens", 1),
+        stream=typed(params, "stream", bool, "true or false") or False,
+        choices=whole(params, "n", 1, MAX_CHOICES) or 1,
+        token_limit=whole(params, "max_completion_tokens", 1) or whole(params, "max_tokens", 1),
         stop=_stop(params.get("stop")),
-        include_usage=_typed(options, "include_usage", bool, "true or false", "stream_options.") or False,
-        metadata=_typed(params, "metadata", dict, "an object") or {},
+        include_usage=typed(options, "include_usage", bool, "true or false", "stream_options.") or False,
+        metadata=typed(params, "metadata", dict, "an object") or {},
         params={name: value for name, value in params.items() if name != "messages"},
     )
 
@@ -93,20 +88,13 @@ def digest(messages: Iterable[Message]) -> str:
     return hashlib.sha256(canonical).hexdigest()[:16]
 
 
-def _model(params: dict[str, Any]) -> str:
-    model = params.get("model")
-    if not isinstance(model, str) or not model or len(model) > 256:
-        raise _wrong("model", "must be a string of 1 to 256 characters")
-    return model
-
-
 def _messages(messages: object) -> tuple[Message, ...]:
     if not isinstance(messages, list) or not messages:
-        raise _wrong("messages", "must be a list with at least one message")
+        raise wrong("messages", "must be a list with at least one message")
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _wrong(where, "must be an object with a role")
+            raise wrong(where, "must be an object with a role")
         _check_content(message.get("content"), f"{where}.content")
     return tuple(messages)
 
@@ -115,36 +103,14 @@ def _check_content(content: object, where: str) -> None:
     if content is None or isinstance(content, str):
         return
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise _wrong(where, "must be a string, a list of parts or null")
+        raise wrong(where, "must be a string, a list of parts or null")
     for index, part in enumerate(content):
         if part.get("type") == "text" and not isinstance(part.get("text"), str):
-            raise _wrong(f"{where}[{index}].text", "must be a string")
+            raise wrong(f"{where}[{index}].text", "must be a string")
 
 
 def _stop(stop: object) -> tuple[str, ...]:
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
-        raise _wrong("stop", f"must be a string, or a list of at most {MAX_STOPS} strings, none of them empty")
+        raise wrong("stop", f"must be a string, or a list of at most {MAX_STOPS} strings, none of them empty")
     return tuple(stops)
-
-
-def _typed(params: dict[str, Any], name: str, kind: type, rule: str, prefix: str = "") -> Any:
-    value = params.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise _wrong(prefix + name, f"must be {rule}")
-    return value
-
-
-def _whole(params: dict[str, Any], name: str, minimum: int, maximum: int | None = None) -> int | None:
-    value = params.get(name)
-    if value is None:
-        return None
-    bounds = f"{minimum} or more" if maximum is None else f"from {minimum} to {maximum}"
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < minimum or (maximum is not None and value > maximum):
-        raise _wrong(name, f"must be a whole number, {bounds}")
-    return int(value)
-
-
-def _wrong(param: str, rule: str) -> ApiError:
-    return ApiError(400, f"{param}: {rule}", param=param)

@@ -85,10 +85,12 @@ def usage_of(answer: Answer) -> dict[str, Any]:
 
 
 def event_text(event: bytes) -> str:
-    """What a recorded event adds to the text of choice 0; nothing if it is no chunk."""
+    """What a recorded event adds to the text of choice 0; nothing if it is of another kind."""
     line = next((line for line in event.splitlines() if line.startswith(b"data:")), b"data:")
     try:
         chunk = orjson.loads(line[5:])
+        if chunk.get("type") == "response.output_text.delta":
+            return str(chunk["delta"])
         choice = next(c for c in chunk["choices"] if c.get("index", 0) == 0)
         text = choice["delta"]["content"]
     except (orjson.JSONDecodeError, StopIteration, KeyError, TypeError, AttributeError):

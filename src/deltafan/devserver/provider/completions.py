@@ -1,4 +1,4 @@
-"""One chat completion: from the request to the end of its answer."""
+"""One request: from its body to the end of its answer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from aiohttp import web
 
 from deltafan.devserver.provider.answer import compose
 from deltafan.devserver.provider.api_errors import ApiError, from_validation, refusal, stream_error
-from deltafan.devserver.provider.chat import ChatRequest, digest, parse_chat_request
-from deltafan.devserver.provider.chunks import Envelope, Piece, completion_body, event_text, stream_pieces
+from deltafan.devserver.provider.chat import ChatRequest, digest
+from deltafan.devserver.provider.chunks import Envelope, Piece, event_text
+from deltafan.devserver.provider.dialects import Dialect
 from deltafan.devserver.provider.endings import Ending, with_faults
 from deltafan.devserver.provider.faults import REFUSALS, Fault, active_faults
 from deltafan.devserver.provider.journal import Journal, RequestRecord, without_secrets
@@ -36,6 +37,7 @@ class Exchange:
     """One request, and everything that decides its answer."""
 
     http: web.Request
+    dialect: Dialect
     chat: ChatRequest
     script: Script
     faults: dict[str, Fault]
@@ -59,13 +61,15 @@ class Exchange:
         )
 
 
-async def complete(http: web.Request, script: Script, record: RequestRecord, journal: Journal) -> web.StreamResponse:
-    """Answers one `POST /v1/chat/completions`.
+async def complete(
+    http: web.Request, dialect: Dialect, script: Script, record: RequestRecord, journal: Journal
+) -> web.StreamResponse:
+    """Answers one request.
 
     :raises ApiError: the request is not right, or a fault refuses it.
     :raises ConnectionError: the client has gone.
     """
-    exchange = await _begin(http, script, record, journal)
+    exchange = await _begin(http, dialect, script, record, journal)
     if delay := exchange.faults.get("slow_headers"):
         await asyncio.sleep(delay.arg or 0)
     for name, fault in exchange.faults.items():
@@ -76,8 +80,10 @@ async def complete(http: web.Request, script: Script, record: RequestRecord, jou
     return await _whole(exchange)
 
 
-async def _begin(http: web.Request, script: Script, record: RequestRecord, journal: Journal) -> Exchange:
-    chat = parse_chat_request(await _body(http))
+async def _begin(
+    http: web.Request, dialect: Dialect, script: Script, record: RequestRecord, journal: Journal
+) -> Exchange:
+    chat = dialect.parse(await _body(http))
     record.model, record.stream = chat.model, chat.stream
     record.messages_digest = digest(chat.messages)
     record.params = without_secrets(chat.params)
@@ -92,10 +98,10 @@ async def _begin(http: web.Request, script: Script, record: RequestRecord, journ
     record.key = digest(chat.prompt) + (f":{key[:256]}" if key else "")
     faults = active_faults(script.faults, journal.count(record.key))
     record.faults = [str(fault) for fault in faults.values()]
-    if isinstance(script.source, Replay) and not chat.stream:
+    if isinstance(script.source, Replay) and dialect.replays and not chat.stream:
         raise ApiError(400, "stream: must be true, a replay only streams", param="stream")
     journal.changed()
-    return Exchange(http, chat, script, faults, record, journal)
+    return Exchange(http, dialect, chat, script, faults, record, journal)
 
 
 async def _body(http: web.Request) -> bytes:
@@ -111,12 +117,12 @@ async def _stream(exchange: Exchange) -> web.StreamResponse:
         pieces = _replayed(source, done="no_done" not in exchange.faults)
     else:
         answer = compose(exchange.script, exchange.chat, exchange.faults, exchange.record.id)
-        pieces = stream_pieces(answer, exchange.envelope())
+        pieces = exchange.dialect.pieces(answer, exchange.envelope())
     response, output = exchange.output(_EVENT_STREAM)
     exchange.record.status = 200
     await output.open()
     await asyncio.sleep(exchange.script.first_token_delay)
-    items = with_faults(pieces, exchange.faults)
+    items = with_faults(pieces, exchange.faults, exchange.dialect.error)
     await send_stream(items, output, Pace(exchange.script.rate), exchange.record, exchange.journal)
     return response
 
@@ -129,9 +135,9 @@ def _replayed(source: Replay, *, done: bool) -> Iterable[Piece]:
 
 async def _whole(exchange: Exchange) -> web.StreamResponse:
     """One JSON body, when a stream of it would have ended. A fault of the stream hits the body as a whole."""
-    answer = compose(exchange.script, exchange.chat, exchange.faults, exchange.record.id)
-    body = completion_body(answer, exchange.envelope())
-    pace, chunks = Pace(exchange.script.rate), answer.completion_tokens
+    whole = exchange.dialect.whole(exchange.script, exchange.chat, exchange.faults, exchange.envelope())
+    body = whole.body
+    pace = Pace(exchange.script.rate)
     sent, ending = body, Ending.CLOSE
     fault = next((name for name in exchange.faults if name in ("cut", "close", "stall", "malformed", "error")), None)
     match fault:
@@ -145,14 +151,13 @@ async def _whole(exchange: Exchange) -> web.StreamResponse:
             sent = body = stream_error().body()
     response, output = exchange.output({"Content-Type": "application/json"}, len(body))
     exchange.record.status = 200
-    await asyncio.sleep(exchange.script.first_token_delay + pace.due(max(chunks - 1, 0)))
+    await asyncio.sleep(exchange.script.first_token_delay + pace.due(max(whole.chunks - 1, 0)))
     await output.open()
     await output.write(sent)
     if fault is None:
-        shown = next((choice.fault for choice in answer.choices if choice.fault), None)
-        exchange.record.sent([Piece(sent, fault=shown)])
-        exchange.record.chunks = chunks
-        exchange.record.add_text(answer.choices[0].joined("content"))
+        exchange.record.sent([Piece(sent, fault=whole.fault)])
+        exchange.record.chunks = whole.chunks
+        exchange.record.add_text(whole.text)
     else:
         exchange.record.fail(fault)
         exchange.journal.changed()

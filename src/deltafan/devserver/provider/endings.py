@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 
-from deltafan.devserver.provider.api_errors import stream_error
 from deltafan.devserver.provider.chunks import Piece
 from deltafan.devserver.provider.faults import Fault
 
@@ -23,15 +22,17 @@ class Ending(Enum):
     """The connection stays open, and nothing more comes."""
 
 
-def with_faults(pieces: Iterable[Piece], faults: Mapping[str, Fault]) -> Iterator[Piece | Ending]:
+def with_faults(pieces: Iterable[Piece], faults: Mapping[str, Fault], error: bytes) -> Iterator[Piece | Ending]:
     """The pieces as the faults leave them. A fault after N chunks never comes when there are fewer.
 
     An `Ending` is the last item, and there is none when the stream ends as it should.
+
+    :param error: the event that the `error` fault sends.
     """
     malformed = _count(faults.get("malformed"))
     sent = 0
     for piece in pieces:
-        if ending := _ending(faults, sent):
+        if ending := _ending(faults, sent, error):
             yield from ending
             return
         sent += piece.counted
@@ -39,15 +40,15 @@ def with_faults(pieces: Iterable[Piece], faults: Mapping[str, Fault]) -> Iterato
             yield Piece(BROKEN_EVENT, True, fault="malformed")
         else:
             yield piece
-    yield from _ending(faults, sent)  # a replay's last event is a chunk
+    yield from _ending(faults, sent, error)  # a replay's last event is a chunk
 
 
-def _ending(faults: Mapping[str, Fault], sent: int) -> tuple[Piece | Ending, ...]:
+def _ending(faults: Mapping[str, Fault], sent: int, error: bytes) -> tuple[Piece | Ending, ...]:
     for name, fault in faults.items():
         if _count(fault) != sent:
             continue
         if name == "error":
-            return Piece(b"data: " + stream_error().body() + b"\n\n", fault=name), Ending.CLOSE
+            return Piece(error, fault=name), Ending.CLOSE
         if name in ("cut", "close", "stall"):
             return (Ending(name),)
     return ()

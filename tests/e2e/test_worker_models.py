@@ -1,0 +1,73 @@
+"""A worker's models by its settings: cache, limits, context check. Real processes, as an operator starts them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+
+from deltafan.broker.queue import AsyncQueue
+from deltafan.devserver.provider import Provider
+from tests.e2e.cli_kit import line, running_cli
+
+Worker = Callable[..., AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture
+def worker(redis_url: str, provider: Provider) -> Worker:
+    @asynccontextmanager
+    async def run(**settings: str) -> AsyncIterator[None]:
+        env = {"REDIS_URL": redis_url, "OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "sk-test-0123456789"}
+        async with running_cli("worker", "--json", **env, **settings) as process:
+            assert (await line(process))["ready"]
+            yield
+
+    return run
+
+
+async def test_equal_prompts_ask_the_provider_once_and_no_tenant_gets_anothers_answer(
+    queue: AsyncQueue, worker: Worker, provider: Provider
+) -> None:
+    async with worker(DELTAFAN_CACHE_BACKEND="redis"):
+        first, again, other = [
+            await (await tenant.enqueue(model="gpt-5-mini", prompt="Hello")).result(20)
+            for tenant in (queue, queue, queue.for_tenant("acme"))
+        ]
+    assert first.text == again.text
+    assert first.usage is not None
+    assert again.usage is not None
+    assert (first.usage.cost_usd or 0) > 0
+    assert again.usage.cost_usd == 0
+    assert other.usage is not None
+    assert (other.usage.cost_usd or 0) > 0
+    assert len(provider.requests) == 2
+
+
+async def test_a_model_is_asked_no_oftener_than_its_limit_over_all_workers(
+    queue: AsyncQueue, worker: Worker, provider: Provider
+) -> None:
+    settings = {"DELTAFAN_LIMITS": "shared", "DELTAFAN_REQUESTS_PER_MINUTE": "2", "DELTAFAN_LIMIT_WAIT": "0.2"}
+    async with worker(**settings, DELTAFAN_MAX_ATTEMPTS="1"), worker(**settings, DELTAFAN_MAX_ATTEMPTS="1"):
+        jobs = [await queue.enqueue(model="gpt-5-mini", prompt=f"Hello {n}") for n in range(5)]
+        for job in jobs:
+            async for _ in job.events():
+                pass
+        ended = [await job.status() for job in jobs]
+    assert sorted(job.state for job in ended) == ["done", "done", "failed", "failed", "failed"]
+    assert {job.error["code"] for job in ended if job.error} == {"rate_limit"}
+    assert len(provider.requests) == 2
+
+
+async def test_a_prompt_that_is_too_long_for_its_model_is_never_sent(
+    queue: AsyncQueue, worker: Worker, provider: Provider
+) -> None:
+    async with worker():
+        job = await queue.enqueue(model="gpt-4o", prompt="word " * 200_000)
+        async for _ in job.events():
+            pass
+        error = (await job.status()).error
+    assert error is not None
+    assert error["code"] == "context_length"
+    assert "128,000" in error["message"] or "128000" in error["message"]
+    assert provider.requests == []

@@ -1,0 +1,83 @@
+"""`Router` as programs use it, in our own shape and in litellm's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from deltafan.client import OpenAIClient
+from deltafan.client.router import Router
+from deltafan.devserver.provider import Provider, Script, Text, parse_fault, running
+from deltafan.errors import ConfigurationError, RateLimitError
+from deltafan.llm.router import Deployment
+from tests.unit.client.conftest import KEY
+
+Use = Callable[[Provider], None]
+
+
+def listed(name: str, provider: Provider, **more: Any) -> dict[str, Any]:
+    params = {"model": "openai/gpt-5-mini", "api_key": KEY, "api_base": provider.base_url}
+    return {"model_name": name, "litellm_params": params | more}
+
+
+async def test_litellms_model_list_is_understood(use: Use) -> None:
+    async with (
+        running(Script(faults=(parse_fault("rate_limit=30"),))) as busy,
+        running(Script(source=Text("Hello."))) as free,
+    ):
+        use(free)
+        router = Router(
+            model_list=[listed("fast", busy, weight=1), listed("fast", free, weight=1)],
+            num_retries=0,
+            routing_strategy="simple-shuffle",
+        )
+        for _ in range(4):
+            answer = await router.acompletion(model="fast", messages=[{"role": "user", "content": "Hi"}])
+            assert answer.choices[0].message.content == "Hello."
+        chunks = [chunk async for chunk in await router.acompletion("fast", "Hi", stream=True)]
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello."
+        assert len(busy.requests) <= 1  # it asked for a pause, and has it, over all calls
+        await router.aclose()
+
+
+async def test_fallbacks_may_be_a_list_of_mappings(use: Use) -> None:
+    async with running(Script(faults=(parse_fault("quota"),))) as poor, running(Script(source=Text("Hello."))) as rich:
+        use(rich)
+        router = Router([listed("cheap", poor), Deployment("groq/llama", name="dear")], fallbacks=[{"cheap": ["dear"]}])
+        answer = await router.acompletion("cheap", "Hi")
+        assert answer.model == "llama"
+        with pytest.raises(RateLimitError):
+            await Router([listed("cheap", poor)], num_retries=0).acompletion("cheap", "Hi")
+        await router.aclose()
+
+
+async def test_a_client_and_plain_code_may_use_it(environment: Provider) -> None:
+    router = Router(["openai/gpt-5-mini", Deployment("groq/llama", name="fast")])
+    async with OpenAIClient("fast", router=router) as client:
+        assert (await client.invoke("Hi")).provider == "groq"
+    answer = await asyncio.to_thread(router.completion, "fast", "Hi")
+    assert answer.model == "llama"
+    chunks = await asyncio.to_thread(router.completion, "openai/gpt-5-mini", "Hi", stream=True)
+    assert {chunk.model for chunk in await asyncio.to_thread(list, chunks)} == {"gpt-5-mini"}
+    await router.aclose()
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"strategy": "random"}, "strategy"),
+        ({"num_retries": -1}, "num_retries"),
+        ({"deployments": [7]}, "deployments"),
+        ({"model_list": [{"model_name": "a", "litellm_params": {}}]}, "litellm_params"),
+        ({"model_list": [{"model_name": "a", "litellm_params": {"model": "b", "wat": 1}}]}, "litellm_params"),
+        ({"deployments": ["a"], "fallbacks": 7}, "fallbacks"),
+        ({"deployments": ["a"], "fallbacks": {"a": ["unheard-of"]}}, "fallbacks"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{field}: "):
+        Router(**arguments)
