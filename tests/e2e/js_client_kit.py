@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -64,11 +65,49 @@ class Follower:
 
 
 @asynccontextmanager
-async def following(job: str, check: bool = True, iterate: str = "live", **options: Any) -> AsyncIterator[Follower]:
-    """A Node process that calls `follow(job, options)`."""
-    argument = json.dumps({"job": job, "options": options, "check": check, "iterate": iterate})
+async def following(
+    job: str, check: bool = True, iterate: str = "live", patience: int | None = None, **options: Any
+) -> AsyncIterator[Follower]:
+    """A Node process that calls `follow(job, options)`.
+
+    :param patience: milliseconds; timers of the process that are to wait longer never fire.
+    """
+    argument = json.dumps({"job": job, "options": options, "check": check, "iterate": iterate, "patience": patience})
     async with script("client/follow.mjs", argument, env=ENV) as running:
         yield Follower(running)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Nobody:
+    """A port at which every request is cut off."""
+
+    def __init__(self, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._came = asyncio.Semaphore(0)
+
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()  # Node 20's fetch hangs when it is cut before it has asked
+        writer.transport.abort()
+        self._came.release()
+
+    async def __aenter__(self) -> Nobody:
+        self._server = await asyncio.start_server(self._refuse, "127.0.0.1", self.port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def called(self) -> None:
+        """Wait for the next request."""
+        async with asyncio.timeout(20):
+            await self._came.acquire()
 
 
 class Publisher:

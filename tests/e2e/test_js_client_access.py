@@ -111,6 +111,30 @@ async def test_pusher_true_asks_the_relay_where_to_listen_and_for_the_signature(
         await follower.whole("signed")
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["built in", "pusher-js"])
+async def test_a_subscription_that_is_refused_is_told_and_the_relays_own_stream_stands_in(
+    queue: AsyncQueue, worker: HandWorker, emulator: PusherEmulator, pusher_settings: PusherSettings, own: bool
+) -> None:
+    job = await queue.enqueue(SPEC, sinks=["pusher"])
+    token = queue.token(job)
+    async with running_relay(queue, tokens=TOKENS, pusher=pusher_settings, **QUICK) as relay:
+        authorization = {"endpoint": f"{relay.url}/pusher/auth", "headers": {"Authorization": f"Bearer {token}"}}
+        place = {"wsHost": emulator.host, "wsPort": emulator.port, "forceTLS": False, "enabledTransports": ["ws"]}
+        client = {"key": emulator.key, "options": place | {"cluster": "", "channelAuthorization": authorization}}
+        pusher = {"channel": "private-of-others"} | ({"client": client} if own else {})
+        async with following(job.id, patience=4_000, relay=relay.url, token=token, pusher=pusher) as follower:
+            error = await follower.until("error")
+            assert (error["code"], error["status"], error["fatal"]) == ("pusher" if own else "forbidden", 403, False)
+            await follower.until_connected()
+            work = await worker.take()
+            await work.say("over ")
+            await follower.until_event("1-1")
+            await work.say("the relay")
+            await work.finish()
+            await follower.whole("over the relay")
+    assert len([m for m in follower.script.said if "error" in m]) == 1
+
+
 async def test_an_encrypted_channel_is_followed_with_the_pages_own_pusher_js(
     queue: AsyncQueue, worker: HandWorker, emulator: PusherEmulator, pusher_settings: PusherSettings
 ) -> None:

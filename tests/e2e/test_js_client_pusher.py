@@ -11,15 +11,23 @@ import pytest
 from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.pusher import PusherEmulator
 from deltafan.events import ToolCallDelta, ToolResult
-from tests.e2e.js_client_kit import Publisher, chunks, following, merged, split
-from tests.e2e.relay_kit import SPEC, HandWorker, running_relay
+from tests.e2e.js_client_kit import Follower, Nobody, Publisher, chunks, following, merged, split
+from tests.e2e.relay_kit import SPEC, HandWorker, Work, running_relay
 from tests.js_kit import needs_node
+from tests.proxy import proxied
 
 pytestmark = needs_node
 
 
 def event_of(job: str, event_id: str, kind: str, **fields: Any) -> dict[str, Any]:
     return {"v": 1, "job": job, "id": event_id, "type": kind, **fields}
+
+
+async def live(work: Work, follower: Follower) -> None:
+    """Say something only in the log, and see it come, twice: what reads it but once does not see the other."""
+    for _ in range(2):
+        [event] = await work.say("live ")
+        await follower.until_event(orjson.loads(event)["id"])
 
 
 @pytest.fixture
@@ -129,6 +137,24 @@ async def test_an_attempt_that_continues_is_not_believed_before_the_end_of_the_o
         await follower.until_event("2-0")
         await publisher.send(*await second.say("two"), await second.finish())
         await follower.whole("one lost two")
+
+
+async def test_a_model_that_goes_on_in_mid_attempt_is_believed_at_once(
+    queue: AsyncQueue, worker: HandWorker, publisher: Publisher
+) -> None:
+    """Its id follows the last one: nothing can be missing, and the log (which has none of it here) is not asked."""
+    job = await queue.enqueue(SPEC)
+    async with (
+        running_relay(queue) as relay,
+        following(job.id, relay=relay.url, pusher=publisher.options, silence=600_000) as follower,
+    ):
+        await follower.until_joined()
+        work = await worker.take()
+        await publisher.send(work.claim.meta, *await work.say("one "))
+        meta = orjson.loads(work.claim.meta) | {"id": "1-2", "continued": True}
+        await publisher.send(meta, event_of(job.id, "1-3", "text_delta", text="two"))
+        await publisher.send(event_of(job.id, "1-4", "done", finish_reason="stop", text_length=7, timings={}))
+        await follower.whole("one two")
 
 
 async def test_split_deltas_and_chunked_events_come_out_whole_in_whatever_order_their_parts_come(
@@ -257,20 +283,47 @@ async def test_a_done_that_pusher_lost_is_found_after_silence(
         await follower.whole("all")
 
 
-async def test_a_job_that_ends_while_pusher_cannot_be_reached_ends_for_the_page_too(
+async def test_while_pusher_cannot_be_reached_the_relays_own_stream_stands_in(
     queue: AsyncQueue, worker: HandWorker, publisher: Publisher
 ) -> None:
     job = await queue.enqueue(SPEC)
-    nowhere = publisher.options | {"port": 1}
-    async with (
-        running_relay(queue) as relay,
-        following(job.id, relay=relay.url, pusher=nowhere, silence=500) as follower,
-    ):
-        await follower.until("state", lambda state: state == "queued")
-        work = await worker.take()
-        await work.say("read from the log")
-        await work.finish()
-        await follower.whole("read from the log")
+    async with Nobody() as nobody, running_relay(queue) as relay:
+        nowhere = publisher.options | {"port": nobody.port}
+        async with following(job.id, patience=4_000, relay=relay.url, pusher=nowhere) as follower:
+            await follower.until_connected()
+            work = await worker.take()
+            for _ in range(3):  # tries of Pusher's while the other way goes on
+                await nobody.called()
+                await live(work, follower)
+            await work.finish()
+            await follower.whole(work.text)
+    assert all(m["connected"] for m in follower.script.said if m.get("state") == "running")
+
+
+async def test_when_pusher_goes_the_relays_own_stream_stands_in_until_pusher_is_back(
+    queue: AsyncQueue, worker: HandWorker, publisher: Publisher, emulator: PusherEmulator
+) -> None:
+    job = await queue.enqueue(SPEC)
+    async with running_relay(queue) as relay, proxied(emulator.url) as proxy, proxied(relay.url) as way:
+        where = publisher.options | {"port": proxy.port}
+        async with following(job.id, patience=4_000, relay=way.url(relay.url), pusher=where) as follower:
+            await follower.until_joined()
+            work = await worker.take()
+            await publisher.send(work.claim.meta, *await work.say("by Pusher "))
+            await follower.until_event("1-1")
+            proxy.go_away()
+            await follower.until_connected(False)
+            await follower.until_connected()
+            await live(work, follower)
+            proxy.come_back()
+            await follower.do("online")
+            await publisher.subscribed()
+            way.go_away()  # from here on nothing can come but by Pusher
+            tail = [event_of(job.id, f"1-{work.seq}", "text_delta", text="and again")]
+            length = len(work.text) + len("and again")
+            done = event_of(job.id, f"1-{work.seq + 1}", "done", finish_reason="stop", text_length=length, timings={})
+            await publisher.send(*tail, done)
+            await follower.whole(f"{work.text}and again")
 
 
 @pytest.mark.parametrize("code", [None, 4100, 4200], ids=["cut", "4100", "4200"])
@@ -295,20 +348,41 @@ async def test_a_lost_connection_is_made_anew_and_what_passed_meanwhile_is_read(
         await follower.whole("missed live")
 
 
-async def test_codes_that_forbid_to_come_back_end_the_following(
-    queue: AsyncQueue, publisher: Publisher, emulator: PusherEmulator
+async def test_codes_that_forbid_to_come_back_end_the_following_where_there_is_no_relay(
+    publisher: Publisher, emulator: PusherEmulator
+) -> None:
+    wrong = publisher.options | {"key": "no-such-key"}
+    async with following("a-job", relay=None, pusher=wrong) as follower:
+        error = await follower.ended_by()
+    assert (error["code"], error["status"], error["fatal"]) == ("pusher", 4001, True)
+    async with following("a-job", relay=None, pusher=publisher.options) as follower:
+        await follower.until_joined()
+        emulator.disconnect_all(4003)
+        error = await follower.ended_by()
+    assert (error["code"], error["status"], error["fatal"]) == ("pusher", 4003, True)
+
+
+@pytest.mark.parametrize("code", [4001, 4003], ids=["at first", "in mid-answer"])
+async def test_codes_that_forbid_to_come_back_are_told_and_the_relays_own_stream_stands_in(
+    queue: AsyncQueue, worker: HandWorker, publisher: Publisher, emulator: PusherEmulator, code: int
 ) -> None:
     job = await queue.enqueue(SPEC)
-    async with running_relay(queue) as relay:
-        wrong = publisher.options | {"key": "no-such-key"}
-        async with following(job.id, relay=relay.url, pusher=wrong) as follower:
-            error = await follower.ended_by()
-        assert (error["code"], error["status"], error["fatal"]) == ("pusher", 4001, True)
-        async with following(job.id, relay=relay.url, pusher=publisher.options) as follower:
+    where = publisher.options | ({"key": "no-such-key"} if code == 4001 else {})
+    async with (
+        running_relay(queue) as relay,
+        following(job.id, patience=4_000, relay=relay.url, pusher=where) as follower,
+    ):
+        if code != 4001:
             await follower.until_joined()
-            emulator.disconnect_all(4003)
-            error = await follower.ended_by()
-        assert (error["code"], error["status"], error["fatal"]) == ("pusher", 4003, True)
+            emulator.disconnect_all(code)
+        error = await follower.until("error")
+        assert (error["code"], error["status"], error["fatal"]) == ("pusher", code, False)
+        await follower.until_connected()
+        work = await worker.take()
+        await live(work, follower)
+        await work.finish()
+        await follower.whole(work.text)
+    assert len([m for m in follower.script.said if "error" in m]) == 1
 
 
 async def test_an_encrypted_channel_asks_for_pusher_js(queue: AsyncQueue, publisher: Publisher) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 
 import orjson
@@ -15,7 +14,7 @@ from deltafan.devserver.provider import Provider, Script, Text, parse_faults
 from deltafan.devserver.provider import running as running_provider
 from deltafan.events import ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from tests.conftest import StartWorker
-from tests.e2e.js_client_kit import following
+from tests.e2e.js_client_kit import Follower, Nobody, following, free_port
 from tests.e2e.relay_kit import SPEC, HandWorker, running_relay
 from tests.js_kit import needs_node
 from tests.proxy import proxied
@@ -31,12 +30,6 @@ async def slow() -> AsyncIterator[Provider]:
     """A provider that takes about two seconds for `TEXT`."""
     async with running_provider(Script(source=Text(TEXT), chunk_size=4, rate=60)) as provider:
         yield provider
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 async def test_a_stream_is_followed_from_the_queue_to_its_end_and_everything_is_known_of_it(
@@ -384,6 +377,64 @@ async def test_an_answer_that_is_not_sound_is_asked_for_again_from_the_last_even
     cursors = [request.headers.get("Last-Event-ID") for request in odd.requests]
     assert cursors[0] is None
     assert len(cursors) == len(answers)
+
+
+async def test_a_job_whose_status_is_a_login_page_is_told_of_and_asked_for_again() -> None:
+    odd = Odd(refusal(200), refusal(200), refusal(404))
+    runner, url = await serve_odd(odd)
+    try:
+        async with following("j", relay=url, pusher=True) as follower:
+            await follower.ended_by()
+        errors = [m["error"] for m in follower.script.said if "error" in m]
+        assert [(error["code"], error["fatal"]) for error in errors] == [
+            ("bad_answer", False),
+            ("bad_answer", False),
+            ("http_404", True),
+        ]
+    finally:
+        await runner.cleanup()
+
+
+async def test_an_outage_of_the_relay_is_told_once_and_the_next_one_again(
+    queue: AsyncQueue, worker: HandWorker
+) -> None:
+    job = await queue.enqueue(SPEC)
+    port = free_port()
+
+    async def outage(follower: Follower) -> None:
+        async with Nobody(port) as nobody:
+            for _ in range(3):
+                await nobody.called()
+        error = await follower.until("error")
+        assert (error["code"], error["status"], error["fatal"]) == ("network", None, False)
+        assert str(port) in error["message"]
+
+    async with following(job.id, relay=f"http://127.0.0.1:{port}") as follower:
+        await outage(follower)
+        async with running_relay(queue, port=port, **QUICK):
+            work = await worker.take()
+            await work.say("one ")
+            await follower.until_event("1-1")
+        await outage(follower)
+        async with running_relay(queue, port=port, **QUICK):
+            await work.say("two")
+            await work.finish()
+            await follower.whole("one two")
+    assert [m["error"]["code"] for m in follower.script.said if "error" in m] == ["network", "network"]
+
+
+async def test_a_relay_that_cannot_be_reached_is_told_over_pusher_too() -> None:
+    async with (
+        Nobody() as nobody,
+        following("j", relay=nobody.url, pusher=True) as follower,
+    ):
+        error = await follower.until("error")
+        assert (error["code"], error["fatal"]) == ("network", False)
+        for _ in range(3):
+            await nobody.called()
+        await follower.do("close")
+        await follower.ended_by()
+    assert len([m for m in follower.script.said if "error" in m]) == 1
 
 
 async def test_a_retry_after_is_kept() -> None:

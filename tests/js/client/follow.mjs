@@ -1,15 +1,15 @@
 // Follows a job as a page would, says all that happens as lines of JSON, and judges it at the end.
 //
-// Its argument is JSON: {"job", "options", "check": false to judge nothing, "iterate": "live" or "late"}. A token of
-// {"function": ["a", "b"]} is a token function that gives one after the other. Commands come on standard input:
-// {"do": "close"}, {"do": "cancel"}, {"do": "iterate"}; "online" and "offline" are a window's events, "sleep" moves the
-// clock on by an hour.
+// Its argument is JSON: {"job", "options", "check": false to judge nothing, "iterate": "live" or "late", "patience":
+// milliseconds, beyond which no timer fires: what is to come at once must come without}. A token of {"function": ["a",
+// "b"]} is a token function that gives one after the other. Commands come on standard input: {"do": "close"},
+// {"do": "cancel"}, {"do": "iterate"}; "online" and "offline" are a window's events, "sleep" moves the clock on by an hour.
 
 import { createInterface } from "node:readline";
 import { follow } from "../../../src/deltafan/relay/js/deltafan.js";
 import { checkOrder, checkWhole, textOf } from "./oracle.mjs";
 
-const { job, options, check = true, iterate = "live" } = JSON.parse(process.argv[2]);
+const { job, options, check = true, iterate = "live", patience = null } = JSON.parse(process.argv[2]);
 const say = (message) => process.stdout.write(`${JSON.stringify(message)}\n`);
 const flat = (error) => ({ code: error.code, status: error.status, fatal: error.fatal, message: error.message });
 
@@ -23,6 +23,11 @@ if (options.token?.function) {
 if (options.pusher?.client) {
   const { default: Pusher } = await import("pusher-js");
   options.pusher.client = new Pusher(options.pusher.client.key, options.pusher.client.options);
+}
+
+if (patience !== null) {
+  const { setTimeout } = globalThis;
+  globalThis.setTimeout = (act, wait, ...more) => setTimeout(wait > patience ? () => {} : act, wait, ...more);
 }
 
 const page = new EventTarget(); // what of a window matters

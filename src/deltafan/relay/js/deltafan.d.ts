@@ -6,7 +6,15 @@ export const VERSION: string;
 /** `<attempt>-<seq>`: the run of the job, from 1, and the event's place in it, from 0. */
 export type EventId = `${number}-${number}`;
 
-export type FinishReason = "stop" | "length" | "tool_calls" | "content_filter" | "cancelled" | "expired" | "error";
+export type FinishReason =
+  | "stop"
+  | "length"
+  | "tool_calls"
+  | "max_iterations"
+  | "content_filter"
+  | "cancelled"
+  | "expired"
+  | "error";
 
 interface Common {
   v: 1;
@@ -18,7 +26,7 @@ interface Common {
   hidden?: true;
 }
 
-/** Begins every attempt. */
+/** Begins every attempt. Comes again in mid-attempt when another model takes over. */
 export interface MetaEvent extends Common {
   type: "meta";
   attempt: number;
@@ -27,9 +35,9 @@ export interface MetaEvent extends Common {
   /** When the attempt was claimed, Unix time in milliseconds. */
   created: number;
   metadata: Record<string, unknown>;
-  /** The output of earlier attempts is void. */
+  /** All output before it is void. */
   restart?: boolean;
-  /** This attempt goes on from the text already streamed. */
+  /** What follows goes on from the text already streamed. */
   continued?: boolean;
 }
 
@@ -200,13 +208,13 @@ export interface StreamResult {
  * | `closed` | `close()` was called before the end |
  * | `gap` | events are lost for good (`stream.gaps`); the text goes on without them |
  * | `hole`, `bad_frame`, `bad_answer` | the connection is not sound; it is made anew |
+ * | `network` | a request had no answer; told once an outage, and tried again. Of `cancel()`: several tries had none |
  * | `token` | the token function failed; it is asked again |
- * | `connection` | `cancel()` did not reach the relay |
  * | `no_relay` | `cancel()` without a relay |
  * | `no_pusher` | the job, or the option, does not say where to listen |
  * | `no_websocket` | the platform has none, and none was passed |
  * | `encrypted_channel` | needs pusher-js: pass `pusher: {client}` |
- * | `pusher` | Pusher refused the connection or the subscription; `status` is its code |
+ * | `pusher` | Pusher refused the connection or the subscription; `status` is its code. With a relay not `fatal` |
  * | `internal` | a bug of this module |
  */
 export class DeltafanError extends Error {
@@ -280,13 +288,16 @@ export interface FollowOptions {
    * a request); when it throws it is asked again later; when it gives nothing the stream ends with `unauthorized`.
    */
   token?: string | ((request: TokenRequest) => string | Promise<string>) | null;
-  /** Listen over Pusher instead of SSE. `true`: the relay says where. */
+  /**
+   * Listen over Pusher instead of SSE. `true`: the relay says where. While Pusher is down, or when it refuses, the relay's
+   * SSE stands in.
+   */
   pusher?: boolean | PusherOptions | null;
   /** Begin after this event. `text` then holds only what comes after it. */
   after?: EventId | null;
   /**
    * SSE: milliseconds without a byte after which a connection counts as dead; default 45,000, three heartbeats.
-   * Pusher: milliseconds without an event after which the relay is asked; default 15,000.
+   * Pusher: milliseconds without an event, though it is connected, after which the relay is asked; default 15,000.
    */
   silence?: number | null;
   /** The text has changed: all of it, and what was added ("" when it was cleared by a restart). */
@@ -295,7 +306,10 @@ export interface FollowOptions {
   onEvent?(event: StreamEvent): void;
   /** The job has ended, well or not: see `result.state`. */
   onDone?(result: StreamResult): void;
-  /** Following failed for good (`error.fatal`), or met something worth knowing. Failures of the job come with `onDone`. */
+  /**
+   * Following failed for good (`error.fatal`), or met something worth knowing, such as a relay that cannot be reached
+   * (`network`, at the first request of an outage). Failures of the job come with `onDone`.
+   */
   onError?(error: DeltafanError): void;
   onState?(state: StreamState, connected: boolean): void;
   fetch?: typeof fetch;

@@ -11,7 +11,7 @@ const STATE_OF_REASON = { cancelled: "cancelled", expired: "expired", error: "fa
 const RETRY = 2_000; // first wait before a new connection, until the relay says otherwise
 const MAX_WAIT = 15_000; // longest wait of our own
 const MAX_RETRY_AFTER = 300_000; // longest wait that a server may ask for
-const ANSWER_TIME = 20_000; // for a request that is not a stream
+const ANSWER_TIME = 20_000; // for an answer, of a stream its beginning
 const CANCEL_TRIES = 4;
 const SSE_SILENCE = 45_000; // three of the relay's heartbeats
 const PUSHER_SILENCE = 15_000; // Pusher has no heartbeat of a job's own: the relay is asked
@@ -37,6 +37,11 @@ export class DeltafanError extends Error {
 /** Something that another try may mend. Never leaves this module, except as an error with `fatal: false`. */
 function passing(code, message, more = {}) {
   return new DeltafanError(code, message, { ...more, fatal: false });
+}
+
+/** A request that nobody answered. Told once an outage: see `Core.tolerate`. */
+function noAnswer(url, why, cause) {
+  return passing("network", `no answer from ${url}: ${why}`, { cause });
 }
 
 // ------------------------------------------------------------------------------------------------------------- time
@@ -164,6 +169,7 @@ export class SseParser {
 
 /** Asks the relay, with the token of the moment. */
 class Relay {
+  answers = 0; // how many there have been, good or bad
   #base;
   #jobId;
   #token;
@@ -197,7 +203,7 @@ class Relay {
     for (let renewed = false; ; renewed = true) {
       const { token, number } = await this.#bearer(signal);
       const authorization = token ? { Authorization: `Bearer ${token}` } : {};
-      const response = await this.#fetch(url, {
+      const response = await this.#send(url, {
         cache: "no-store",
         ...init,
         headers: { ...authorization, ...headers },
@@ -210,17 +216,30 @@ class Relay {
     }
   }
 
+  async #send(url, init) {
+    try {
+      const response = await this.#fetch(url, init);
+      this.answers += 1;
+      return response;
+    } catch (error) {
+      if (init.signal.aborted) throw init.signal.reason; // we gave it up, and know why
+      throw noAnswer(url, error?.cause?.message || error?.message || error, error);
+    }
+  }
+
   /** A JSON answer within `ANSWER_TIME`. */
   async json(url, { signal, ...init }) {
     const late = new AbortController();
-    const timer = setTimeout(() => late.abort(), ANSWER_TIME);
+    const timer = setTimeout(() => late.abort(noAnswer(url, `none in ${ANSWER_TIME / 1000} s`)), ANSWER_TIME);
     const abort = () => late.abort();
     signal.addEventListener("abort", abort);
     try {
       signal.throwIfAborted();
       const headers = { Accept: "application/json", ...init.headers };
       const response = await this.ask(url, { ...init, headers, signal: late.signal });
-      return await response.json();
+      const answer = parseJson(await response.text());
+      if (answer === null) throw passing("bad_answer", `the answer of ${url} is not JSON`);
+      return answer;
     } finally {
       clearTimeout(timer);
       signal.removeEventListener("abort", abort);
@@ -530,6 +549,7 @@ class Core {
   #history = []; // merged, for iterators that begin late
   #queues = new Set();
   #stop = new AbortController();
+  #outage = null; // how many answers there were before the outage that was told last
   #result = {};
 
   constructor(settings) {
@@ -652,10 +672,18 @@ class Core {
 
   /** Ends the following when the error is final. Otherwise gives the milliseconds that a server asked to wait, or null. */
   tolerate(error) {
-    if (this.finished || !(error instanceof DeltafanError)) return null; // the network: `connected` tells
+    if (this.finished || !(error instanceof DeltafanError)) return null; // a connection broke: `connected` tells
     if (error.fatal) this.fail(error);
-    else this.report(error);
+    else if (!this.#isTold(error)) this.report(error);
     return error.retryAfter;
+  }
+
+  /** Whether it belongs to an outage that was told. An outage ends with the next answer. */
+  #isTold(error) {
+    if (error.code !== "network") return false;
+    const told = this.#outage === this.relay.answers;
+    this.#outage = this.relay.answers;
+    return told;
   }
 
   fail(error) {
@@ -739,33 +767,42 @@ class SseFollower {
   #core;
   #silence;
   #backoff = new Backoff();
+  #stop = new AbortController();
   #connection = new AbortController();
   #wake = new AbortController();
   #hurry = false;
   #lastByte = 0;
   #hole = { at: null, times: 0 };
 
-  constructor(core) {
+  constructor(core, silence) {
     this.#core = core;
-    this.#silence = core.settings.silence ?? SSE_SILENCE;
+    this.#silence = silence;
   }
 
   async run() {
     const core = this.#core;
-    while (!core.finished) {
+    const stopped = this.#stop.signal;
+    core.signal.addEventListener("abort", () => this.stop(), { signal: stopped });
+    while (!stopped.aborted) {
       let asked = null;
       try {
         await this.#connect();
       } catch (error) {
         asked = core.tolerate(error);
       }
-      if (core.finished) return;
+      if (stopped.aborted) return;
       core.setConnected(false);
       const own = this.#backoff.next();
-      if (asked !== null) await pause(asked * (1 + Math.random() / 10), core.signal);
-      else if (!this.#hurry) await pause(Math.max(own, 100), core.signal, this.#wake.signal);
+      if (asked !== null) await pause(asked * (1 + Math.random() / 10), stopped);
+      else if (!this.#hurry) await pause(Math.max(own, 100), stopped, this.#wake.signal);
       this.#hurry = false;
     }
+  }
+
+  /** For good. The job may be followed in another way. */
+  stop() {
+    this.#stop.abort();
+    this.#connection.abort();
   }
 
   /** The network is new: an old connection may look alive for long. */
@@ -790,37 +827,41 @@ class SseFollower {
     const connection = new AbortController();
     this.#connection = connection;
     this.#hurry = false;
-    const abort = () => connection.abort();
-    core.signal.addEventListener("abort", abort);
-    let timer = setTimeout(abort, this.#silence);
+    const url = core.relay.job("/events");
+    const patience = Math.min(this.#silence, ANSWER_TIME);
+    const none = () => connection.abort(noAnswer(url, `none in ${patience / 1000} s`));
+    let timer = setTimeout(none, patience);
+    const listen = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => connection.abort(), this.#silence);
+    };
     try {
       const headers = { Accept: "text/event-stream" };
       if (core.lastId !== null) headers["Last-Event-ID"] = core.lastId;
-      const response = await core.relay.ask(core.relay.job("/events"), { headers, signal: connection.signal });
+      const response = await core.relay.ask(url, { headers, signal: connection.signal });
       if (response.status === 204) return core.over(await core.relay.status(connection.signal));
       if (!/^text\/event-stream\b/i.test(response.headers.get("Content-Type") ?? "")) {
         throw passing("bad_answer", "the relay's answer is not an event stream");
       }
+      listen();
       core.setConnected(true);
       core.waits();
       const reader = response.body.getReader();
       const decoder = new TextDecoder();
       const parser = new SseParser();
-      while (!core.finished) {
+      while (!connection.signal.aborted) {
         const { done, value } = await reader.read();
         if (done) return;
-        clearTimeout(timer);
-        timer = setTimeout(abort, this.#silence);
+        listen();
         this.#lastByte = Date.now();
         for (const frame of parser.feed(decoder.decode(value, { stream: true }))) {
           this.#take(frame);
-          if (core.finished) return;
+          if (connection.signal.aborted) return;
         }
         this.#backoff.base = parser.retry ?? this.#backoff.base;
       }
     } finally {
       clearTimeout(timer);
-      core.signal.removeEventListener("abort", abort);
       connection.abort();
     }
   }
@@ -866,7 +907,7 @@ function parseJson(text) {
 
 const HOLE_WAIT = 300; // parts and their neighbours may be late
 const HOLE_WAIT_ALONE = 1_500; // nobody else can fill it
-const DOWN_POLL = 5_000; // how often the relay is asked while Pusher is away
+const JOIN_TIME = 5_000; // for the first subscription, before the relay's own stream stands in
 const MAX_HELD = 1_000; // events that wait for what comes before them
 const MAX_HELD_SIZE = 4 * 2 ** 20; // their characters
 const MAX_PARTS = 1_024; // of one event
@@ -932,16 +973,18 @@ function whole({ head, texts }) {
   return { ...event, [payloadOf(head)]: text };
 }
 
+/** Follows over Pusher, and over the relay's own stream while Pusher is down. */
 class PusherFollower {
   #core;
   #link = null;
   #up = false;
+  #detour = null; // the relay's own stream, while it stands in
   #held = new Map(); // events that wait for what comes before them, by id
   #heldSize = 0;
   #parts = new Parts();
   #backoff = new Backoff();
   #wake = new AbortController();
-  #reading = false;
+  #reading = null; // stops the reading that is under way
   #again = false;
   #holeTimer = null;
   #askTimer = null;
@@ -951,6 +994,7 @@ class PusherFollower {
     core.signal.addEventListener("abort", () => {
       clearTimeout(this.#holeTimer);
       clearTimeout(this.#askTimer);
+      this.#reading?.abort();
       this.#link?.stop();
     });
   }
@@ -964,7 +1008,10 @@ class PusherFollower {
           ? new PusherJsLink(config, this.#hooks())
           : new PusherLink(config, this.#hooks(), core);
         this.#link = link;
-        Promise.resolve(link.start()).catch((error) => core.fail(asError(error, "pusher", "Pusher cannot be used")));
+        Promise.resolve(link.start()).catch((error) => {
+          this.#trouble(asError(error, "pusher", "Pusher cannot be used"));
+          this.#down();
+        });
       } catch (error) {
         const asked = core.tolerate(error);
         await pause(asked ?? this.#backoff.next(), core.signal, this.#wake.signal);
@@ -978,15 +1025,20 @@ class PusherFollower {
     this.#wake = new AbortController();
     this.#backoff.failures = 0;
     this.#link?.reconnect();
+    this.#detour?.reconnect();
     this.#read();
   }
 
   drop() {
     this.#link?.drop();
+    this.#detour?.drop();
   }
 
   look() {
-    if (this.#up) this.#read();
+    if (this.#detour) {
+      this.#link.reconnect();
+      this.#detour.look();
+    } else if (this.#up) this.#read();
     else this.reconnect();
   }
 
@@ -997,7 +1049,10 @@ class PusherFollower {
     let told = {};
     if (relay.exists && (!own.channel || !(own.client || own.key))) {
       const status = await relay.status(signal);
-      if (!status.pusher) throw new DeltafanError("no_pusher", "this job is not sent to Pusher: it lacks that sink");
+      if (!status.pusher) {
+        const why = "it lacks that sink, or the token hides something";
+        throw new DeltafanError("no_pusher", `the relay tells of no Pusher for this job: ${why}`);
+      }
       told = status.pusher;
     }
     const channels = own.channel ? [own.channel] : (told.channels ?? []);
@@ -1025,20 +1080,50 @@ class PusherFollower {
 
   #hooks() {
     return {
-      up: () => {
-        this.#up = true;
-        this.#core.setConnected(true);
-        if (this.#core.relay.exists) this.#read();
-        else this.#core.waits();
-      },
-      down: () => {
-        this.#up = false;
-        this.#core.setConnected(false);
-        this.#askLater();
-      },
+      up: () => this.#joined(),
+      down: () => this.#down(),
       event: (name, data) => this.#receive(name, data),
-      error: (error) => this.#core.tolerate(error),
+      error: (error) => this.#trouble(error),
     };
+  }
+
+  #joined() {
+    this.#up = true;
+    clearTimeout(this.#askTimer);
+    this.#detour?.stop();
+    this.#detour = null;
+    this.#core.setConnected(true);
+    if (this.#core.relay.exists) this.#read();
+    else this.#core.waits();
+  }
+
+  #down() {
+    this.#up = false;
+    if (this.#detour !== null) return; // `connected` is about that now
+    this.#core.setConnected(false);
+    this.#standIn();
+  }
+
+  /** Until Pusher is back the relay's own stream goes on from our cursor: what waits here for a reading comes with it. */
+  #standIn() {
+    const core = this.#core;
+    if (!core.relay.exists || core.finished || this.#detour !== null) return;
+    clearTimeout(this.#askTimer);
+    this.#reading?.abort();
+    this.#reading = null;
+    this.#forget();
+    this.#watchHoles();
+    this.#detour = new SseFollower(core, Math.max(SSE_SILENCE, core.settings.silence ?? 0));
+    this.#detour.run().catch((error) => core.fail(asError(error, "internal", "following failed")));
+  }
+
+  /** Where there is a relay, no refusal of Pusher's is the end. Gives what `tolerate` does. */
+  #trouble(error) {
+    const core = this.#core;
+    if (!error.fatal || !core.relay.exists) return core.tolerate(error);
+    this.#link.stop();
+    core.report(passing(error.code, error.message, { status: error.status, cause: error }));
+    return null;
   }
 
   /** One message of the channel. What is not an event of this job, or comes from another client, is not for us. */
@@ -1069,7 +1154,8 @@ class PusherFollower {
   /** An attempt that continues needs all of the one before, and its ids cannot tell: the log can. */
   #place(event) {
     const placed = this.#core.order.place(event);
-    const unsure = event.type === "meta" && event.continued && this.#core.relay.exists;
+    const begins = event.type === "meta" && event.continued && parseId(event.id).seq === 0;
+    const unsure = begins && this.#core.relay.exists;
     return placed.verdict === "next" && unsure ? { verdict: "hole", event } : placed;
   }
 
@@ -1155,37 +1241,39 @@ class PusherFollower {
     if (!core.finished) this.#watchHoles();
   }
 
-  /** Silence says nothing: the job may have ended while nobody told us. */
+  /** Silence says nothing: the job may have ended while nobody told us, or Pusher may never let us in. */
   #askLater() {
     const core = this.#core;
     clearTimeout(this.#askTimer);
-    if (core.finished || !core.relay.exists) return;
+    if (core.finished || !core.relay.exists || this.#detour !== null) return;
     const silence = core.settings.silence ?? PUSHER_SILENCE;
-    this.#askTimer = setTimeout(() => this.#read(), this.#up ? silence : Math.min(silence, DOWN_POLL));
+    if (this.#up) this.#askTimer = setTimeout(() => this.#read(), silence);
+    else this.#askTimer = setTimeout(() => this.#standIn(), JOIN_TIME);
   }
 
-  /** Read from the log what we lack. One reading at a time. */
+  /** Read from the log what we lack. One reading at a time, and none while the relay's own stream stands in. */
   async #read() {
     const core = this.#core;
-    if (!core.relay.exists || core.finished) return;
+    if (!core.relay.exists || core.finished || this.#detour !== null) return;
     this.#again = true;
-    if (this.#reading) return;
-    this.#reading = true;
+    if (this.#reading !== null) return;
+    this.#reading = new AbortController();
+    const { signal } = this.#reading;
     clearTimeout(this.#holeTimer);
     this.#holeTimer = null;
-    while (this.#again && !core.finished) {
+    while (this.#again && !signal.aborted) {
       this.#again = false;
       try {
-        await this.#merge(await core.relay.snapshot(core.lastId, core.signal));
+        await this.#merge(await core.relay.snapshot(core.lastId, signal));
         this.#backoff.failures = 0;
       } catch (error) {
         const asked = core.tolerate(error);
         this.#again = true;
-        if (!core.finished) await pause(asked ?? this.#backoff.next(), core.signal, this.#wake.signal);
+        if (!signal.aborted) await pause(asked ?? this.#backoff.next(), signal, this.#wake.signal);
       }
     }
-    this.#reading = false;
-    if (core.finished) return;
+    if (signal.aborted) return;
+    this.#reading = null;
     this.#watchHoles();
     this.#askLater();
   }
@@ -1444,6 +1532,7 @@ class PusherJsLink {
     this.#client.connection.unbind("state_change", this.#stateChange);
     this.#channel.unbind_global(this.#event);
     if (this.#ours) this.#client.unsubscribe(this.#name);
+    this.#ours = false;
   }
 
   // The page's own instance minds its connection itself.
@@ -1474,6 +1563,7 @@ class PusherJsLink {
     this.#hooks.error(
       new DeltafanError("pusher", `the subscription of ${this.#name} failed: ${error ?? status}`, { status, fatal }),
     );
+    this.#hooks.down();
     if (fatal) return;
     this.#timer = setTimeout(() => {
       this.#channel.unbind_global(this.#event);
@@ -1567,7 +1657,7 @@ export class Stream {
         return await relay.json(relay.job("/cancel"), { method: "POST", signal });
       } catch (error) {
         const final = error instanceof DeltafanError && error.fatal;
-        if (final || tries === CANCEL_TRIES) throw asError(error, "connection", "the relay cannot be reached");
+        if (final || tries === CANCEL_TRIES) throw asError(error, "network", "the relay cannot be reached");
         await pause(error.retryAfter ?? backoff.next());
       }
     }
@@ -1589,7 +1679,8 @@ function asError(error, code, message) {
 
 export function follow(jobId, options = {}) {
   const core = new Core(checked(jobId, options));
-  const follower = core.settings.pusher ? new PusherFollower(core) : new SseFollower(core);
+  const { pusher, silence } = core.settings;
+  const follower = pusher ? new PusherFollower(core) : new SseFollower(core, silence ?? SSE_SILENCE);
   const surroundings = new Surroundings({
     onWake: () => follower.reconnect(),
     onOffline: () => follower.drop(),
