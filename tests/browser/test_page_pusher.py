@@ -133,7 +133,7 @@ async def test_ten_seconds_offline_lose_nothing(stack: Any, page: Page) -> None:
 async def test_reconnect_mends_a_cut_network_at_once_and_renews_sound_connections(
     stack: Any, page: Page, emulator: PusherEmulator
 ) -> None:
-    everything = await stack()
+    everything = await stack(Script(source=Text(TEXT), chunk_size=6, rate=12))  # time for all that is done to it
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/events") else None)
     await page.goto(everything.relay.url)
