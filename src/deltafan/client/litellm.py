@@ -1,6 +1,7 @@
 """The functions that litellm's users know: `import deltafan as litellm`, and basic programs run.
 
-Answers are the openai SDK's own types, errors have litellm's names. Connections are kept for the next call.
+Answers are the openai SDK's own types, and can be read by key as litellm's can; errors have litellm's names.
+Connections are kept for the next call.
 """
 
 from __future__ import annotations
@@ -165,14 +166,17 @@ def completion(
 async def aembedding(model: str, input: Input | Sequence[Input], **params: Any) -> CreateEmbeddingResponse:
     """Vectors of texts, in the shape of litellm's `aembedding`.
 
-    :param params: `dimensions`, `user`; and what is said of `acompletion`.
+    :param params: `dimensions`, `encoding_format` (`float` or `base64`), `user`; and what is said of `acompletion`.
+    :raises ValidationError: `encoding_format` is another.
     :raises CompletionError: it failed.
     """
     client, params = client_for(model, params)
-    params.pop("encoding_format", None)  # floats are what there is; on the wire they are base64 anyway
+    encoding = params.pop("encoding_format", "float")  # of the answer; on the wire it is base64 anyway
+    if encoding not in ("float", "base64"):
+        raise ValidationError([FieldError("encoding_format", "must be float or base64")])
     await keep(client.settings)
     try:
-        return embedding_response_of(await client.embed(input, **params))
+        return embedding_response_of(await client.embed(input, **params), base64=encoding == "base64")
     finally:
         await client.close()
 

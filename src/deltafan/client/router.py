@@ -30,6 +30,8 @@ _STRATEGIES: Final[Mapping[str, Strategy]] = {
     "latency-based-routing": "lowest_latency",
 }
 """Ours, and litellm's names of the same."""
+_Names = Mapping[str, Sequence[str]] | Sequence[Mapping[str, Sequence[str]]]
+"""For a name, others: in our shape, or in litellm's."""
 _PARAMS: Final = ("model", "api_key", "api_base", "base_url", "weight", "rpm", "tpm")
 
 
@@ -47,6 +49,8 @@ class Router(router.Router):
     :param fallbacks: for a name, the names to try when all its deployments have failed: a mapping, or a list of such.
     :param context_fallbacks: the same for requests that are too long.
     :param content_fallbacks: the same for what a content filter refused.
+    :param context_window_fallbacks: litellm's name of `context_fallbacks`.
+    :param content_policy_fallbacks: litellm's name of `content_fallbacks`.
     :raises ConfigurationError: names what is wrong.
     """
 
@@ -59,9 +63,11 @@ class Router(router.Router):
         strategy: str = "weighted",
         routing_strategy: str | None = None,
         mid_stream: MidStream = "restart",
-        fallbacks: Mapping[str, Sequence[str]] | Sequence[Mapping[str, Sequence[str]]] = (),
-        context_fallbacks: Mapping[str, Sequence[str]] | Sequence[Mapping[str, Sequence[str]]] = (),
-        content_fallbacks: Mapping[str, Sequence[str]] | Sequence[Mapping[str, Sequence[str]]] = (),
+        fallbacks: _Names = (),
+        context_fallbacks: _Names = (),
+        content_fallbacks: _Names = (),
+        context_window_fallbacks: _Names = (),
+        content_policy_fallbacks: _Names = (),
         rules: Rules | None = None,
     ) -> None:
         if type(num_retries) is not int or num_retries < 0:
@@ -78,8 +84,8 @@ class Router(router.Router):
             strategy=chosen,
             mid_stream=mid_stream,
             fallbacks=_merged("fallbacks", fallbacks),
-            context_fallbacks=_merged("context_fallbacks", context_fallbacks),
-            content_fallbacks=_merged("content_fallbacks", content_fallbacks),
+            context_fallbacks=_merged("context_fallbacks", context_fallbacks or context_window_fallbacks),
+            content_fallbacks=_merged("content_fallbacks", content_fallbacks or content_policy_fallbacks),
             rules=rules,
             settings=settings,
         )

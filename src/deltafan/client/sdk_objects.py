@@ -1,20 +1,20 @@
-"""Answers as the openai SDK's own objects: made of our results and events, and equal to what the SDK would give."""
+"""Answers as the openai SDK's own objects: made of our results and events, and equal to what the SDK would give.
+
+They can be read by key as well; see `keyed`.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import sys
+from array import array
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
 
-from openai.types import CompletionUsage, CreateEmbeddingResponse, Embedding
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
-from openai.types.chat import chat_completion as whole
-from openai.types.chat import chat_completion_chunk as chunk
-from openai.types.chat.chat_completion_message_function_tool_call import ChatCompletionMessageFunctionToolCall, Function
-from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
-from openai.types.create_embedding_response import Usage as EmbeddingUsage
 from pydantic import BaseModel
 
+from deltafan.client import keyed
 from deltafan.client.result import Choice, Result
 from deltafan.client.vectors import Embeddings
 from deltafan.events import Delta, Done, Event, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, Usage
@@ -32,10 +32,10 @@ def _make(kind: type[_M], **values: Any) -> _M:
     return made
 
 
-def completion_of(result: Result) -> ChatCompletion:
+def completion_of(result: Result) -> keyed.ChatCompletion:
     """A result as the SDK's `ChatCompletion`."""
     made = _make(
-        ChatCompletion,
+        keyed.ChatCompletion,
         id=result.response_id or _new_id(),
         object="chat.completion",
         created=result.created,
@@ -47,39 +47,44 @@ def completion_of(result: Result) -> ChatCompletion:
     return made
 
 
-def _choice(choice: Choice, finish_reason: Any) -> whole.Choice:
+def _choice(choice: Choice, finish_reason: Any) -> keyed.Choice:
     calls = [_call(call) for call in choice.tool_calls]
     more: dict[str, Any] = {"reasoning_content": choice.reasoning} if choice.reasoning else {}
     message = _make(
-        ChatCompletionMessage,
+        keyed.ChatCompletionMessage,
         role="assistant",
         content=choice.text or (None if calls or choice.refusal else ""),
         refusal=choice.refusal or None,
         tool_calls=calls or None,
         **more,
     )
-    return _make(whole.Choice, index=choice.index, message=message, finish_reason=finish_reason, logprobs=None)
+    return _make(keyed.Choice, index=choice.index, message=message, finish_reason=finish_reason, logprobs=None)
 
 
-def _call(call: ToolCall) -> ChatCompletionMessageFunctionToolCall:
-    function = _make(Function, name=call.name, arguments=call.arguments)
+def _call(call: ToolCall) -> keyed.ChatCompletionMessageFunctionToolCall:
+    function = _make(keyed.Function, name=call.name, arguments=call.arguments)
     return _make(
-        ChatCompletionMessageFunctionToolCall, id=call.id or f"call_{call.index}", type="function", function=function
+        keyed.ChatCompletionMessageFunctionToolCall,
+        id=call.id or f"call_{call.index}",
+        type="function",
+        function=function,
     )
 
 
-def usage_of(usage: Usage) -> CompletionUsage | None:
+def usage_of(usage: Usage) -> keyed.CompletionUsage | None:
     """Tokens, and in `cost` the US dollars where they are known. `None` if the tokens are not."""
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     more: dict[str, Any] = {} if usage.cost_usd is None else {"cost": usage.cost_usd}
     if usage.cached_tokens is not None:
-        more["prompt_tokens_details"] = _make(PromptTokensDetails, cached_tokens=usage.cached_tokens)
+        more["prompt_tokens_details"] = _make(keyed.PromptTokensDetails, cached_tokens=usage.cached_tokens)
     if usage.reasoning_tokens is not None:
-        more["completion_tokens_details"] = _make(CompletionTokensDetails, reasoning_tokens=usage.reasoning_tokens)
+        more["completion_tokens_details"] = _make(
+            keyed.CompletionTokensDetails, reasoning_tokens=usage.reasoning_tokens
+        )
     total = usage.total_tokens
     return _make(
-        CompletionUsage,
+        keyed.CompletionUsage,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens if total is None else total,
@@ -91,7 +96,7 @@ class Chunker:
     """One completion's events as the SDK's chunks.
 
     :param started: who is asked, until it is known who answers.
-    :param include_usage: the last chunk has no choices, and the usage.
+    :param include_usage: one more chunk comes last, which says nothing and has the usage.
     """
 
     def __init__(self, started: Started, include_usage: bool) -> None:
@@ -109,7 +114,7 @@ class Chunker:
             "model": started.model,
         }
 
-    def chunks(self, event: Event) -> Sequence[ChatCompletionChunk]:
+    def chunks(self, event: Event) -> Sequence[keyed.ChatCompletionChunk]:
         if isinstance(event, Started):
             self._begin(event)
         elif isinstance(event, Usage):
@@ -120,7 +125,7 @@ class Chunker:
             return self._last(event)
         return ()
 
-    def _delta(self, event: Delta) -> chunk.Choice:
+    def _delta(self, event: Delta) -> keyed.ChunkChoice:
         fields: dict[str, Any] = {}
         if event.choice not in self._begun:
             self._begun.add(event.choice)
@@ -136,41 +141,56 @@ class Chunker:
                 fields["tool_calls"] = [_piece(event)]
         return _chunk_choice(event.choice, fields, None)
 
-    def _last(self, done: Done) -> list[ChatCompletionChunk]:
+    def _last(self, done: Done) -> list[keyed.ChatCompletionChunk]:
         last = [self._chunk([_chunk_choice(index, {}, done.finish_reason)]) for index in sorted(self._begun or {0})]
         if self._include_usage:
-            last.append(self._chunk([], usage_of(self._usage or Usage())))
+            # With a choice, as litellm has it, whose programs read `choices[0]` of every chunk.
+            last.append(self._chunk([_chunk_choice(0, {}, None)], usage_of(self._usage or Usage())))
         return last
 
-    def _chunk(self, choices: list[chunk.Choice], usage: CompletionUsage | None = None) -> ChatCompletionChunk:
-        return _make(ChatCompletionChunk, **self._head, choices=choices, usage=usage)
+    def _chunk(
+        self, choices: list[keyed.ChunkChoice], usage: keyed.CompletionUsage | None = None
+    ) -> keyed.ChatCompletionChunk:
+        return _make(keyed.ChatCompletionChunk, **self._head, choices=choices, usage=usage)
 
 
-def _chunk_choice(index: int, fields: dict[str, Any], finish_reason: Any) -> chunk.Choice:
-    delta = _make(chunk.ChoiceDelta, **fields)
-    return _make(chunk.Choice, index=index, delta=delta, finish_reason=finish_reason, logprobs=None)
+def _chunk_choice(index: int, fields: dict[str, Any], finish_reason: Any) -> keyed.ChunkChoice:
+    delta = _make(keyed.ChoiceDelta, **fields)
+    return _make(keyed.ChunkChoice, index=index, delta=delta, finish_reason=finish_reason, logprobs=None)
 
 
-def _piece(event: ToolCallDelta) -> chunk.ChoiceDeltaToolCall:
-    function = _make(chunk.ChoiceDeltaToolCallFunction, name=event.name, arguments=event.arguments)
+def _piece(event: ToolCallDelta) -> keyed.ChoiceDeltaToolCall:
+    function = _make(keyed.ChoiceDeltaToolCallFunction, name=event.name, arguments=event.arguments)
     kind = "function" if event.call_id is not None else None
-    return _make(chunk.ChoiceDeltaToolCall, index=event.index, id=event.call_id, type=kind, function=function)
+    return _make(keyed.ChoiceDeltaToolCall, index=event.index, id=event.call_id, type=kind, function=function)
 
 
-def embedding_response_of(embeddings: Embeddings) -> CreateEmbeddingResponse:
-    """Vectors as the SDK's `CreateEmbeddingResponse`."""
+def embedding_response_of(embeddings: Embeddings, *, base64: bool = False) -> keyed.CreateEmbeddingResponse:
+    """Vectors as the SDK's `CreateEmbeddingResponse`.
+
+    :param base64: each is the base64 of its float32s, as the provider sends it, and not a list.
+    """
     tokens = embeddings.usage.prompt_tokens or 0
     cost: dict[str, Any] = {} if embeddings.usage.cost_usd is None else {"cost": embeddings.usage.cost_usd}
     return _make(
-        CreateEmbeddingResponse,
+        keyed.CreateEmbeddingResponse,
         object="list",
         model=embeddings.model,
         data=[
-            _make(Embedding, object="embedding", index=index, embedding=vector)
+            _make(keyed.Embedding, object="embedding", index=index, embedding=_base64(vector) if base64 else vector)
             for index, vector in enumerate(embeddings.vectors)
         ],
-        usage=_make(EmbeddingUsage, prompt_tokens=tokens, total_tokens=embeddings.usage.total_tokens or tokens, **cost),
+        usage=_make(
+            keyed.EmbeddingUsage, prompt_tokens=tokens, total_tokens=embeddings.usage.total_tokens or tokens, **cost
+        ),
     )
+
+
+def _base64(vector: Iterable[float]) -> str:
+    floats = array("f", vector)
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return b64encode(floats.tobytes()).decode()
 
 
 def _new_id() -> str:

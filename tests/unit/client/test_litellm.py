@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -111,8 +112,12 @@ async def test_usage_is_in_the_last_chunk_when_it_is_asked_for_only(environment:
             "gpt-5-mini", "Hi", stream=True, stream_options={"include_usage": True}
         )
     ]
-    assert with_usage[-1].choices == []
     assert with_usage[-1].usage is not None
+    assert [chunk.usage for chunk in with_usage[:-1]] == [None] * len(plain)
+    # As litellm's: a program that reads `choices[0]` of every chunk may.
+    assert [choice.to_dict() for choice in with_usage[-1].choices] == [
+        {"index": 0, "delta": {}, "finish_reason": None, "logprobs": None}
+    ]
 
 
 def test_plain_functions_do_the_same(use: Use) -> None:
@@ -144,6 +149,43 @@ async def test_embeddings_are_the_sdks_own(environment: Provider) -> None:
         litellm.embedding, "openai/text-embedding-3-small", texts, encoding_format="float", dimensions=8
     )
     assert again.data == ours.data
+
+
+async def test_vectors_are_given_as_base64_when_asked_for(environment: Provider) -> None:
+    async with openai.AsyncOpenAI(api_key=KEY, base_url=environment.base_url) as sdk:
+        arguments: dict[str, Any] = {"input": ["the sky"], "dimensions": 8, "encoding_format": "base64"}
+        theirs = await sdk.embeddings.create(model="text-embedding-3-small", **arguments)
+    ours = await litellm.aembedding("openai/text-embedding-3-small", **arguments)
+    assert isinstance(ours.data[0].embedding, str)
+    assert ours.data[0].embedding == theirs.data[0].embedding
+    with pytest.raises(errors.ValidationError, match=r"^encoding_format: "):
+        await litellm.aembedding("openai/text-embedding-3-small", "Hi", encoding_format="int8")
+
+
+async def test_answers_are_read_by_key_too(use: Use) -> None:
+    script = Script(source=Text("Hello."), reasoning="Hm.", tool_calls=(ToolCall("look", "{}"),))
+    async with running(script) as provider:
+        use(provider)
+        answer: Any = await litellm.acompletion("openai/gpt-5-mini", "Hi")
+        options = {"include_usage": True}
+        chunks: Any = await litellm.acompletion("openai/gpt-5-mini", "Hi", stream=True, stream_options=options)
+        chunks = [chunk async for chunk in chunks]
+        vectors: Any = await litellm.aembedding("openai/text-embedding-3-small", "Hi", dimensions=2)
+    message = answer["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"], message.get("nothing", 1)) == ("Hello.", "Hm.", 1)
+    assert message["tool_calls"][0]["function"]["name"] == "look"
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 1
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert "nothing" not in answer
+    with pytest.raises(KeyError, match="nothing"):
+        answer["nothing"]
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == "Hello."
+    calls = [call for chunk in chunks for call in chunk["choices"][0]["delta"]["tool_calls"] or ()]
+    assert calls[0]["function"]["name"] == "look"
+    assert chunks[-1]["usage"]["total_tokens"] == answer["usage"]["total_tokens"]
+    assert len(vectors["data"][0]["embedding"]) == 2
+    assert vectors["usage"]["prompt_tokens"] == 1
+    assert pickle.loads(pickle.dumps(answer)) == answer
 
 
 async def test_the_key_and_the_address_may_be_given_as_litellm_has_them(use: Use) -> None:

@@ -81,3 +81,16 @@ async def test_a_client_and_plain_code_may_use_it(environment: Provider) -> None
 def test_what_is_wrong_is_named(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"^{field}: "):
         Router(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("fault", "argument"),
+    [("context_length", "context_window_fallbacks"), ("content_filter=0", "content_policy_fallbacks")],
+)
+async def test_litellms_names_of_special_fallbacks_are_taken(use: Use, fault: str, argument: str) -> None:
+    async with running(Script(faults=(parse_fault(fault),))) as short, running(Script(source=Text("Hello."))) as long:
+        use(long)
+        models = [listed("short", short), listed("long", long)]
+        fallbacks: dict[str, Any] = {argument: [{"short": ["long"]}]}
+        answer = await Router(model_list=models, **fallbacks).acompletion("short", "Hi")
+        assert answer.choices[0].message.content == "Hello."
