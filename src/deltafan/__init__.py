@@ -38,8 +38,10 @@ if TYPE_CHECKING:
         acompletion,
         aembedding,
         completion,
+        completion_cost,
         embedding,
         exceptions,
+        token_counter,
     )
     from deltafan.client.router import Router
     from deltafan.errors import (
@@ -207,6 +209,7 @@ __all__ = [
     "acompletion",
     "aembedding",
     "completion",
+    "completion_cost",
     "configure",
     "count_tokens",
     "embedding",
@@ -216,6 +219,7 @@ __all__ = [
     "parse_usage",
     "run_batch",
     "run_worker",
+    "token_counter",
     "tool",
     "warm_cache",
 ]
@@ -237,6 +241,8 @@ _HOMES = {
         "run_batch",
     ),
     "client.litellm": (
+        "completion_cost",
+        "token_counter",
         "AsyncChunks",
         "Chunks",
         "acompletion",

@@ -70,9 +70,12 @@ async def _cache(opened: AsyncExitStack, configuration: Configuration, hook: Hoo
     opened.push_async_callback(cache.aclose)
 
     def ring(inner: Completions) -> Cached:
+        router = inner if isinstance(inner, Router) else None
         cached = Cached(
             inner,
             cache,
+            namespace=(router.digest if router else "") or "default",
+            name_of=router.name_of if router else None,
             settings=configuration.llm,
             ttl=settings.cache_ttl,
             pace=settings.cache_pace,

@@ -9,6 +9,8 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
+from deltafan.errors import DeltafanError
+
 T = TypeVar("T")
 _CLOSE_SECONDS = 2.0
 """How long the end of the process waits for connections to close."""
@@ -21,13 +23,25 @@ class Portal:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="deltafan-portal", daemon=True)
         self._thread.start()
+        self._pid = os.getpid()
+        self._ended = False
+        self._closing: set[asyncio.Task[None]] = set()
         self._open: dict[object, Callable[[], Awaitable[None]]] = {}
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run to the end and give the result; an interrupted wait cancels it."""
+        """Run to the end and give the result; an interrupted wait cancels it.
+
+        :raises DeltafanError: the process is ending, or it is a fork of the one whose portal this is.
+        :raises RuntimeError: it was called in the portal's own thread, which would wait for itself.
+        """
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a blocking client cannot be used in its own thread: use the async one there")
+        if not self._serves():
+            coroutine.close()
+            forked = "a stream that was opened before a fork cannot be used after it: open another"
+            ending = "the process is ending, and its connections are closed already"
+            raise DeltafanError(ending if self._ended else forked)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -45,8 +59,19 @@ class Portal:
                     return
                 yield item
         finally:
-            if not self._loop.is_closed():
-                self.run(_close(items))
+            self.close(_close(items))
+
+    def close(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Run what closes something. The end of the process has closed it all, and a forked child leaves it to its
+        parent: nothing is done then."""
+        if not self._serves():
+            closing.close()
+        elif threading.current_thread() is self._thread:  # the garbage collector runs wherever it likes
+            task = self._loop.create_task(closing)
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        else:
+            self.run(closing)
 
     def own(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> T:
         """Make something in the loop, and close it there: with `release`, or at the end of the process."""
@@ -58,12 +83,13 @@ class Portal:
         """Close what `own` made. Once is enough, and more is no harm."""
         close = self._open.pop(made, None)
         if close is not None:
-            self.run(_await(close))
+            self.close(_await(close))
 
     def shut_down(self) -> None:
         """For the end of the process."""
-        if self._loop.is_closed() or not self._thread.is_alive():
+        if self._ended or not self._thread.is_alive():
             return
+        self._ended = True  # what came now would wait for a loop that stops
         future = asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
         try:
             future.result(_CLOSE_SECONDS)
@@ -73,6 +99,9 @@ class Portal:
         self._thread.join(_CLOSE_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
+
+    def _serves(self) -> bool:
+        return not self._ended and os.getpid() == self._pid
 
     async def _finish(self) -> None:
         for close in tuple(self._open.values()):

@@ -28,6 +28,8 @@ MAX_ATTEMPT: Final = 2**31 - 1
 _EVENT_ID = re.compile(r"([1-9][0-9]{0,9})-(0|[1-9][0-9]{0,17})")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _ENVELOPE = frozenset({"v", "job", "id", "type", "first"})
+_INTERNAL = frozenset({"finish_reasons"})  # of a completion: no wire carries it
+_NO_PAYLOAD = _ENVELOPE | _INTERNAL
 # A tool call's own id cannot be `id` in a flat object whose `id` is the event's.
 _SKIP_WHEN: Final[Mapping[str, Any]] = {
     "choice": 0,
@@ -99,7 +101,7 @@ def payload(event: Event) -> dict[str, Any]:
         value = getattr(event, f.name)
         if f.name in _SKIP_WHEN and value == _SKIP_WHEN[f.name] and type(value) is type(_SKIP_WHEN[f.name]):
             continue
-        if f.name not in _ENVELOPE:
+        if f.name not in _NO_PAYLOAD:
             values[f.name] = value
     if values.get("error") is not None and event.type == "tool_result":
         del values["result"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sized
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, aclosing
 from itertools import islice
 from typing import Any, TypeVar
 
-from deltafan.errors import CompletionError, FieldError, ValidationError
+from deltafan.errors import CompletionError, ValidationError
+from deltafan.llm.checks import invalid, is_count
 
 T = TypeVar("T")
 CONCURRENCY = 16
@@ -22,6 +24,7 @@ async def run_batch(
     :param coros: coroutines, such as `client.invoke(...)`; from a generator, each is made when its turn comes.
     :param concurrency: how many run at a time.
     :param progress: show a bar on standard error.
+    :raises ValidationError: it is no list of coroutines. Of a list nothing has been run then.
     :raises CancelledError: as ever; those that run are cancelled, those that have not begun are closed.
     """
     async with aclosing(iter_batch(coros, concurrency, progress=progress)) as outcomes:
@@ -36,9 +39,7 @@ async def iter_batch(
 
     Closing the generator cancels what runs.
     """
-    if not isinstance(concurrency, int) or concurrency < 1:
-        _close_rest(coros, iter(coros))
-        raise ValidationError([FieldError("concurrency", "must be a whole number, 1 or more")])
+    _check(coros, concurrency)
     waiting = iter(coros)
     running: dict[asyncio.Future[Any], int] = {}
     begun = 0
@@ -48,6 +49,7 @@ async def iter_batch(
         try:
             while True:
                 for coro in islice(waiting, concurrency - len(running)):
+                    _check_one(begun, coro)
                     running[asyncio.ensure_future(coro)] = begun
                     begun += 1
                 if not running:
@@ -62,6 +64,26 @@ async def iter_batch(
                 future.cancel()
             _close_rest(coros, waiting)
             await asyncio.gather(*running, return_exceptions=True)
+
+
+def _check(coros: Any, concurrency: Any) -> None:
+    """:raises ValidationError: an argument is wrong; what was given is closed."""
+    if inspect.iscoroutine(coros) or isinstance(coros, str | bytes) or not isinstance(coros, Iterable):
+        _close(coros)
+        raise invalid("coros", "must be a list of coroutines")
+    try:
+        if not is_count(concurrency):
+            raise invalid("concurrency", "must be a whole number, 1 or more")
+        for place, coro in enumerate(coros if isinstance(coros, Sequence) else ()):
+            _check_one(place, coro)
+    except ValidationError:
+        _close_rest(coros, iter(coros))
+        raise
+
+
+def _check_one(place: int, coro: Any) -> None:
+    if not inspect.isawaitable(coro):
+        raise invalid(f"coros[{place}]", "must be a coroutine, such as client.invoke(...)")
 
 
 def _outcome(future: asyncio.Future[Any]) -> Any:
@@ -81,6 +103,11 @@ def _close_rest(coros: Iterable[Awaitable[T]], waiting: Iterator[Awaitable[T]]) 
     if not isinstance(coros, Sized):
         return
     for coro in waiting:
+        _close(coro)
+
+
+def _close(coro: Any) -> None:
+    if inspect.isawaitable(coro):
         end = getattr(coro, "close", None) or getattr(coro, "cancel", None)
         if end is not None:
             end()

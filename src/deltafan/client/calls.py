@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 
 from deltafan.errors import FieldError, ValidationError
+from deltafan.llm.cache.options import CacheOptions
+from deltafan.llm.checks import check_seconds, invalid, is_list
 from deltafan.llm.request import Api, Request
+from deltafan.llm.router.output import MidStream
 from deltafan.llm.toolschema import strict_schema
 
 Messages = Sequence[Mapping[str, Any]]
@@ -45,7 +48,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in _LIMITS:
-            _check_seconds(name, getattr(self, name))
+            check_seconds(name, getattr(self, name))
 
 
 def request_of(
@@ -76,7 +79,9 @@ def request_of(
         asked = messages_of(given if messages is None else messages, "input" if messages is None else "messages")
     if isinstance(params.get("response_format"), type):
         params["response_format"] = _format(params["response_format"])
+    check_tools(params.get("tools"))
     options: dict[str, Any] = {name: params.pop(name) for name in OPTIONS if name in params}
+    check_options(options)
     # Without streaming the first token is the last one, too: only the whole can be limited.
     first_token = limits.first_token_timeout if streaming else None
     seconds = {
@@ -85,7 +90,7 @@ def request_of(
         "stall_timeout": params.pop("stall_timeout", limits.stall_timeout),
     }
     for name, value in seconds.items():
-        _check_seconds(name, value)
+        check_seconds(name, value)
     return Request(
         model,
         asked,
@@ -95,6 +100,50 @@ def request_of(
         options=options,
         **seconds,
     )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Whether or not the client has the ring that one is for.
+
+    :raises ValidationError: names the option and the rule.
+    """
+    CacheOptions.checked(options)
+    if options.get("check_context") not in (None, True, False):
+        raise invalid("check_context", "must be true or false")
+    if "mid_stream" in options and options["mid_stream"] not in get_args(MidStream):
+        raise invalid("mid_stream", f"must be one of {', '.join(get_args(MidStream))}")
+
+
+def check_tools(tools: Any) -> None:
+    """Those that a call brings, which its sender runs.
+
+    :raises ValidationError: they are no list of objects.
+    """
+    if tools is not None and not is_list(tools):
+        raise invalid("tools", "must be a list of objects")
+    for place, tool in enumerate(tools or ()):
+        if callable(tool):
+            raise invalid(f"tools[{place}]", "must be an object; functions that are to be run are given to the client")
+
+
+def warming(inputs: Any, make: Callable[[Any], Request]) -> Iterable[Request]:
+    """The requests of `warm_cache`: of a list at once, of a generator as they are taken.
+
+    :raises ValidationError: names the input and the rule.
+    """
+    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable):
+        raise invalid("inputs", "must be a list of conversations or user messages")
+
+    def one(place: int, messages: Any) -> Request:
+        try:
+            return make(messages)
+        except ValidationError as error:
+            name = f"inputs[{place}]"
+            fields = [FieldError(field.field.replace("messages", name, 1), field.message) for field in error.fields]
+            raise ValidationError(fields) from None
+
+    requests = (one(place, messages) for place, messages in enumerate(inputs))
+    return list(requests) if isinstance(inputs, Sequence) else requests
 
 
 def _format(model: type) -> dict[str, Any]:
@@ -131,9 +180,3 @@ def _message(message: Any, field: str) -> Mapping[str, Any]:
     if not isinstance(message, Mapping):
         raise ValidationError([FieldError(field, "must be an object with `role` and `content`")])
     return message
-
-
-def _check_seconds(field: str, value: Any) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 < value < float("inf")):
-        raise ValidationError([FieldError(field, "must be a number of seconds above 0, or None")])

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from deltafan.client.transports import SharedTransport
-from deltafan.llm import LLMSettings, Retrying
+from deltafan.errors import CompletionError, ConfigurationError
+from deltafan.llm import LLMSettings, ProviderSettings, Retrying, split_model
 from deltafan.llm.agent import ToolLoop
 from deltafan.llm.cache import Cache, Cached, CachedEmbedder
 from deltafan.llm.cache.backends import open_cache
 from deltafan.llm.cache.settings import CacheSettings
 from deltafan.llm.compose import Ring, Rings, compose
 from deltafan.llm.context import ContextCheck
-from deltafan.llm.embeddings import Embedder
+from deltafan.llm.embeddings import Embedder, EmbeddingRequest, EmbeddingResult
 from deltafan.llm.limits import Limited, LimitedEmbedder, Limiter
 from deltafan.llm.retry import RetryingEmbedder
 from deltafan.llm.router import Router
 from deltafan.llm.seam import Completions
 from deltafan.llm.tools import Tool
+from deltafan.telemetry.hooks import Signal
+from deltafan.wiring import load
+
+ATTEMPTS: Final = 3
+"""Of a client that was not told how often to try."""
+_logger = logging.getLogger("deltafan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a client was told."""
+    """What a client was told.
+
+    :raises ConfigurationError: a router was given, and with it what only a client without one can heed.
+    """
 
     model: str
     settings: LLMSettings
@@ -39,6 +51,15 @@ class Plan:
     router: Router | Ring | None
     fallbacks: tuple[str, ...]
     tools: tuple[Tool | Callable[..., object], ...]
+
+    def __post_init__(self) -> None:
+        if self.router is None:
+            return
+        unheeded = ["fallbacks"] if self.fallbacks else []
+        if isinstance(self.router, Router):
+            unheeded += _own(self.model, self.settings)
+        if unheeded:
+            raise ConfigurationError(f"router: cannot go with {', '.join(unheeded)}, which its deployments have")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,52 +81,93 @@ def open_chain(plan: Plan) -> Chain:
 
     :raises ConfigurationError: the cache needs a setting or a library that is missing.
     """
-    settings = plan.settings
-    transport = SharedTransport(settings)
-    tries = {"attempts": plan.attempts, "backoff": plan.backoff}
-    embedder: Embedder = transport
-    if plan.limiter is not None:
-        embedder = LimitedEmbedder(embedder, plan.limiter, settings)
-    embedder = RetryingEmbedder(embedder, **tries)  # type: ignore[arg-type]
-    inner = Rings(
-        tools=partial(ToolLoop, tools=plan.tools) if plan.tools else None,
-        router=_router(plan),
-        context=partial(ContextCheck, settings=settings),
-        retry=partial(Retrying, **tries),  # type: ignore[arg-type]
-        limiter=partial(Limited, limiter=plan.limiter, settings=settings) if plan.limiter is not None else None,
-    )
-    completions = compose(transport, inner)
+    transport = SharedTransport(plan.settings)
+    embedder = _embedder(plan, transport)
     close: list[Callable[[], Awaitable[None]]] = [transport.aclose]
     cache, told = _cache(plan)
+    around: Ring | None = None
     if cache is not None:
         if cache is not plan.cache:
             close.insert(0, cache.aclose)
         common = {
-            "settings": settings,
+            "settings": plan.settings,
             "ttl": told.cache_ttl,
             "timeout": told.cache_timeout,
             "max_bytes": told.cache_max_bytes,
+            "hook": _warn,
         }
-        cached = Cached(completions, cache, pace=told.cache_pace, **common)  # type: ignore[arg-type]
         embedder = CachedEmbedder(embedder, cache, **common)  # type: ignore[arg-type]
-        close.insert(0, cached.aclose)
-        completions = cached
-    return Chain(completions, embedder, close)
+
+        def around(inner: Completions) -> Cached:
+            router = inner if isinstance(inner, Router) else None
+            cached = Cached(
+                inner,
+                cache,
+                namespace=(router.digest if router else "") or "default",
+                name_of=router.name_of if router else None,
+                pace=told.cache_pace,
+                **common,  # type: ignore[arg-type]
+            )
+            close.insert(0, cached.aclose)
+            return cached
+
+    limiter = partial(Limited, limiter=plan.limiter, settings=plan.settings) if plan.limiter is not None else None
+    rings = Rings(
+        tools=partial(ToolLoop, tools=plan.tools) if plan.tools else None,
+        cache=around,
+        router=_router(plan, limiter),
+        context=partial(ContextCheck, settings=plan.settings),
+        retry=partial(Retrying, attempts=plan.attempts, backoff=plan.backoff),
+        limiter=limiter,
+    )
+    return Chain(compose(transport, rings), embedder, close)
+
+
+def _embedder(plan: Plan, transport: Embedder) -> Embedder:
+    if plan.router is not None:
+        return _NoEmbeddings()
+    if plan.limiter is not None:
+        transport = LimitedEmbedder(transport, plan.limiter, plan.settings)
+    return RetryingEmbedder(transport, attempts=plan.attempts, backoff=plan.backoff)
+
+
+class _NoEmbeddings:
+    """A router's names stand for completions: no provider would know them."""
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
+        raise CompletionError("bad_request", f"{request.model}: a router has no embeddings; ask a client without one")
 
 
 def _cache(plan: Plan) -> tuple[Cache | None, CacheSettings]:
     """The cache, and what is said of it: the defaults, where it is the caller's own."""
     if isinstance(plan.cache, CacheSettings):
-        return open_cache(plan.cache, folder=plan.cache_folder, redis=plan.redis_url), plan.cache
+        cache = open_cache(plan.cache, folder=plan.cache_folder, redis=plan.redis_url, hook=_warn)
+        return cache, plan.cache
     return plan.cache, CacheSettings()
 
 
-def _router(plan: Plan) -> Ring | None:
+def _router(plan: Plan, limiter: Ring | None) -> Ring | None:
     router = plan.router
     if isinstance(router, Router):
-        return lambda _: router
+        if limiter is None and plan.attempts == ATTEMPTS:
+            return lambda _: router  # which has tries of its own
+        # A deployment with its own key has its own tries, too: it waits for the limiter once for all of them.
+        return partial(router.using, own=limiter)
     return router or (partial(_falling_back, plan) if plan.fallbacks else None)
 
 
 def _falling_back(plan: Plan, inner: Completions) -> Router:
     return Router((), completions=inner, unlisted=True, fallbacks={plan.model: plan.fallbacks}, settings=plan.settings)
+
+
+def _own(model: str, settings: LLMSettings) -> list[str]:
+    """What a client was given for its model's provider besides what is configured."""
+    provider, _ = split_model(model, settings)
+    given, known = (one.providers.get(provider) or ProviderSettings() for one in (settings, load().llm))
+    return [name for name in ("api_key", "base_url") if getattr(given, name) != getattr(known, name)]
+
+
+def _warn(signal: Signal) -> None:
+    if signal.level in ("warning", "error"):
+        told = ", ".join(f"{name}: {value}" for name, value in signal.fields.items())
+        _logger.log(logging.getLevelNamesMapping()[signal.level.upper()], "%s (%s)", signal.name, told)

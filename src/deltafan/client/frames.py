@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from deltafan import sse
 from deltafan.events import Event, EventId
+from deltafan.llm.checks import invalid, is_number
 from deltafan.sinks.telling import Telling
 from deltafan.wire import encode
 
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment keeps proxies from closing the connection."""
+MIN_HEARTBEAT = 0.1
+"""Our own bound: more comments than that are load, and keep nothing open."""
 _READ_AHEAD = 16
 """Events that may wait for a slow reader; more wait in the provider's connection."""
 
@@ -54,6 +58,12 @@ async def sse_frames(
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
+
+
+def check_heartbeat(value: Any) -> None:
+    """:raises ValidationError: it is not a number of seconds of at least `MIN_HEARTBEAT`."""
+    if not is_number(value) or value < MIN_HEARTBEAT:
+        raise invalid("heartbeat", f"must be a number of seconds, {MIN_HEARTBEAT:g} or more")
 
 
 def _frame(job_id: str, event: Event) -> str:

@@ -16,7 +16,8 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from deltafan import errors as exceptions
-from deltafan.client.calls import Messages
+from deltafan.client.calls import Messages, messages_of
+from deltafan.client.litellm_params import attempts_of, fallbacks_of, model_of, seconds_of, split_params
 from deltafan.client.openai_client import OpenAIClient
 from deltafan.client.sdk_objects import Chunker, completion_of, embedding_response_of
 from deltafan.client.transports import keep
@@ -25,21 +26,20 @@ from deltafan.events import Event
 from deltafan.llm.embeddings import Input
 from deltafan.llm.router import Router
 from deltafan.llm.seam import Started
+from deltafan.llm.tokens import count_tokens
 from deltafan.portal import portal
 
-__all__ = ["AsyncChunks", "Chunks", "acompletion", "aembedding", "completion", "embedding", "exceptions"]
-
-_TIMEOUT = 600.0
-_OF_THE_CLIENT = (
-    "api_key",
-    "base_url",
-    "api_base",
-    "timeout",
-    "num_retries",
-    "max_retries",
-    "fallbacks",
-    "custom_llm_provider",
-)
+__all__ = [
+    "AsyncChunks",
+    "Chunks",
+    "acompletion",
+    "aembedding",
+    "completion",
+    "completion_cost",
+    "embedding",
+    "exceptions",
+    "token_counter",
+]
 
 
 class AsyncChunks:
@@ -123,6 +123,7 @@ async def acompletion(
     :param stream: give chunks as they come; what fails before the first is raised here.
     :param params: any parameter of chat completions; and `api_key`, `base_url` or `api_base`, `timeout` (seconds, 600),
         `num_retries` (2), `fallbacks` (models to go on with), `custom_llm_provider`. `None` is as good as left out.
+    :raises ValidationError: one is not supported (`logprobs`, `mock_response`, headers …), or wrong.
     :raises CompletionError: it failed; the subclasses have litellm's names.
     """
     client, params = client_for(model, params)
@@ -194,32 +195,53 @@ def client_for(
     :param router: asks in place of the model's provider.
     :raises ValidationError: one of ours is wrong.
     """
-    given = {name: value for name, value in params.items() if value is not None}
-    ours = {name: given.pop(name) for name in _OF_THE_CLIENT if name in given}
-    provider = ours.get("custom_llm_provider")
-    if provider and not model.startswith(f"{provider}/"):
-        model = f"{provider}/{model}"
-    retries = ours.get("num_retries", ours.get("max_retries", 2))
-    if not isinstance(retries, int) or retries < 0:
-        raise ValidationError([FieldError("num_retries", "must be a whole number, 0 or more")])
+    ours, given = split_params(params)
+    if router is not None:
+        _refuse_deployments_own(ours)
     client = OpenAIClient(
-        model,
+        model_of(model, ours),
         api_key=ours.get("api_key"),
         base_url=ours.get("base_url") or ours.get("api_base"),
-        timeout=ours.get("timeout", _TIMEOUT),
+        timeout=seconds_of(ours),
         first_token_timeout=None,
         stall_timeout=None,
-        attempts=retries + 1,
-        fallbacks=_names(ours.get("fallbacks", ())),
+        attempts=attempts_of(ours),
+        fallbacks=fallbacks_of(ours),
         router=router,
     )
     return client, given
 
 
-def _names(fallbacks: Any) -> list[str]:
-    if not isinstance(fallbacks, list | tuple) or not all(isinstance(name, str) for name in fallbacks):
-        raise ValidationError([FieldError("fallbacks", "must be a list of models")])
-    return list(fallbacks)
+def _refuse_deployments_own(ours: Mapping[str, Any]) -> None:
+    errors = [
+        FieldError(name, "belongs to the router, or to its deployments")
+        for name in ours
+        if name not in ("timeout", "request_timeout")
+    ]
+    if errors:
+        raise ValidationError(errors)
+
+
+def completion_cost(completion_response: ChatCompletion | CreateEmbeddingResponse) -> float:
+    """US dollars that an answer of this module cost.
+
+    :raises ValidationError: it is not known.
+    """
+    cost = getattr(getattr(completion_response, "usage", None), "cost", None)
+    if not isinstance(cost, int | float):
+        raise ValidationError([FieldError("completion_response", "its cost is not known")])
+    return float(cost)
+
+
+def token_counter(model: str, text: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None) -> int:
+    """Tokens of a text, or of messages; see `deltafan.count_tokens`.
+
+    :raises ValidationError: there is neither, or both.
+    """
+    given = text if messages is None else messages
+    if given is None or (text is not None and messages is not None):
+        raise ValidationError([FieldError("messages", "give either `text` or `messages`")])
+    return int(count_tokens(given if isinstance(given, str) else messages_of(given), model))
 
 
 async def _chunks(

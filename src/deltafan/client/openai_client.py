@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
+from deltafan.client.arguments import check_arguments
 from deltafan.client.batch import CONCURRENCY, iter_batch, run_batch
-from deltafan.client.calls import Limits, Messages, request_of
+from deltafan.client.calls import Limits, Messages, request_of, warming
 from deltafan.client.chain import Chain, Plan, open_chain
 from deltafan.client.choices import Model, cache_of, model_name, with_own
-from deltafan.client.frames import HEARTBEAT, sse_frames
+from deltafan.client.frames import HEARTBEAT, check_heartbeat, sse_frames
 from deltafan.client.result import Collector, Result, as_response
 from deltafan.client.sinks import EventFunction, stream_to_function
 from deltafan.client.vectors import Embeddings, embeddings_of
@@ -21,12 +22,13 @@ from deltafan.errors import CompletionError, ConfigurationError, FieldError, Val
 from deltafan.events import Event
 from deltafan.llm import split_model
 from deltafan.llm.cache import Cache, Warmed, warm_cache
+from deltafan.llm.checks import check_seconds
 from deltafan.llm.compose import Ring
 from deltafan.llm.embeddings import Input
 from deltafan.llm.limits import Limiter
 from deltafan.llm.request import Api, Request
 from deltafan.llm.router import Router
-from deltafan.llm.tools import Tool
+from deltafan.llm.tools import Tool, as_tool
 from deltafan.sinks.base import Sink
 from deltafan.sinks.pump import stream_to_sink
 from deltafan.sinks.telling import Telling
@@ -57,7 +59,7 @@ class OpenAIClient:
     :param timeout: seconds for a whole call, all attempts together; `None` is no limit.
     :param first_token_timeout: seconds until the first text, reasoning or tool call of each attempt.
     :param stall_timeout: seconds of silence after that.
-    :raises ConfigurationError: a variable is wrong.
+    :raises ConfigurationError: a variable is wrong, or a function makes no tool.
     :raises ValidationError: an argument is.
     """
 
@@ -79,10 +81,17 @@ class OpenAIClient:
         first_token_timeout: float | None = 120.0,
         stall_timeout: float | None = 60.0,
     ) -> None:
-        if api not in ("chat", "responses"):
-            raise ValidationError([FieldError("api", "must be chat or responses")])
-        if not isinstance(attempts, int) or attempts < 1:
-            raise ValidationError([FieldError("attempts", "must be a whole number, 1 or more")])
+        check_arguments(
+            api=api,
+            attempts=attempts,
+            backoff=backoff,
+            limiter=limiter,
+            router=router,
+            fallbacks=fallbacks,
+            tools=tools,
+            api_key=api_key,
+            base_url=base_url,
+        )
         configuration = load()
         self.model = model_name(model)
         self.provider, self._bare_model = split_model(self.model, configuration.llm)
@@ -100,7 +109,7 @@ class OpenAIClient:
             limiter=limiter,
             router=router,
             fallbacks=tuple(model_name(other, "fallbacks") for other in fallbacks),
-            tools=tuple(tools),
+            tools=tuple(as_tool(one) for one in tools),
         )
         # By loop, because connections belong to one: a client may serve one `asyncio.run` after another.
         self._chains: WeakKeyDictionary[asyncio.AbstractEventLoop, Chain] = WeakKeyDictionary()
@@ -155,9 +164,11 @@ class OpenAIClient:
         The frames are those of a job at the relay: `meta` first, `done` last, whatever happens; a failure is told by
         `error` before it, and not raised.
 
-        :param heartbeat: seconds of silence after which a comment keeps proxies from closing the connection.
+        :param heartbeat: seconds of silence after which a comment keeps proxies from closing the connection; at least
+            0.1.
         :raises ValidationError: at once, as `stream`.
         """
+        check_heartbeat(heartbeat)
         return sse_frames(self.stream(messages, input=input, **params), self._telling(), heartbeat)
 
     async def stream_to_sink(
@@ -230,9 +241,11 @@ class OpenAIClient:
         :param as_array: `vectors` is a numpy array, of float32, with a row for each input.
         :param timeout: seconds for each request; left out, the client's.
         :param params: any other parameter of the API, and options of the cache.
+        :raises ValidationError: an option or the timeout is wrong.
         :raises CompletionError: it failed.
         :raises ConfigurationError: an array is asked for, and numpy is not installed.
         """
+        check_seconds("timeout", timeout)
         timeout = self._limits.timeout if timeout is None else timeout
         return await embeddings_of(
             self._chain().embedder,
@@ -260,7 +273,7 @@ class OpenAIClient:
             raise ConfigurationError("cache_backend: warm_cache needs a cache")
         if not isinstance(concurrency, int) or concurrency < 1:
             raise ValidationError([FieldError("concurrency", "must be a whole number, 1 or more")])
-        requests = (self._request(messages, None, params) for messages in inputs)
+        requests = warming(inputs, lambda messages: self._request(messages, None, params))
         return await warm_cache(self._chain().completions, requests, concurrency=concurrency)
 
     run_batch = staticmethod(run_batch)

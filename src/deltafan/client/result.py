@@ -10,7 +10,7 @@ from typing import Any
 from deltafan.coalesce import coalesce
 from deltafan.errors import CompletionError
 from deltafan.events import Delta, Event, FinishReason, Meta, ToolResult, Usage
-from deltafan.llm.seam import Started
+from deltafan.llm.seam import Ended, Started
 from deltafan.transcript import ToolCall, Transcript
 
 
@@ -23,6 +23,7 @@ class Choice:
     reasoning: str
     refusal: str
     tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,13 @@ class Result:
     """A completion, or what there is of a failed one."""
 
     text: str
+    """Of the last turn, where the model was asked again with what tools gave; so are reasoning and refusal."""
     reasoning: str
     refusal: str
     tool_calls: tuple[ToolCall, ...]
-    """As the model made them: the arguments are its JSON text, not checked."""
+    """Those of the last turn that nobody has answered. The arguments are the model's JSON text, not checked."""
     tool_results: tuple[ToolResult, ...]
-    """Of the tools that the client ran."""
+    """Of the tools that the client ran, in all turns."""
     finish_reason: FinishReason
     usage: Usage
     """Tokens, and `cost_usd`. What is unknown is `None`."""
@@ -75,24 +77,20 @@ class Collector:
     def add(self, event: Event) -> None:
         if isinstance(event, Started):
             self._started = event
-            return
         if self._first_token is None and isinstance(event, Delta):
             self._first_token = time.monotonic() - self._began
         self._events.append(event)
 
     def result(self, error: CompletionError | None = None) -> Result:
-        whole = Transcript()
-        choices: dict[int, Transcript] = {0: Transcript()}
+        whole, turn = Transcript(), _Turn()
         for event in coalesce(self._events):
-            if isinstance(event, Delta):
-                choices.setdefault(event.choice, Transcript()).add(replace(event, choice=0))
-                continue
-            whole.add(event)
-            if isinstance(event, Meta):
-                for choice in choices.values():
-                    choice.add(event)
-        made = tuple(_choice(index, choices[index]) for index in sorted(choices))
-        finish = whole.done.finish_reason if whole.done else "error"
+            if turn.ends_before(event):
+                turn = _Turn()
+            turn.add(event)
+            if not isinstance(event, Delta):
+                whole.add(event)
+        finish: FinishReason = whole.done.finish_reason if whole.done else "error"
+        made = turn.choices(finish, whole.done.finish_reasons if isinstance(whole.done, Ended) else {})
         started = self._started
         return Result(
             text=made[0].text,
@@ -115,8 +113,38 @@ class Collector:
         )
 
 
-def _choice(index: int, said: Transcript) -> Choice:
-    return Choice(index, said.text, said.reasoning, said.refusal, tuple(said.tool_calls))
+class _Turn:
+    """What the model says when it is asked once. The results of its calls end it."""
+
+    def __init__(self) -> None:
+        self._said: dict[int, Transcript] = {0: Transcript()}
+        self._answered: set[str] = set()
+
+    def ends_before(self, event: Event) -> bool:
+        return bool(self._answered) and isinstance(event, Delta | Started)
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Delta):
+            self._said.setdefault(event.choice, Transcript()).add(replace(event, choice=0))
+        elif isinstance(event, ToolResult):
+            self._answered.add(event.call_id)
+        elif isinstance(event, Meta):
+            for choice in self._said.values():
+                choice.add(event)
+            if not event.continued:
+                self._answered.clear()
+
+    def choices(self, finish: FinishReason, reasons: Mapping[int, FinishReason]) -> tuple[Choice, ...]:
+        """:param finish: of the choices that have no reason of their own."""
+        return tuple(
+            self._choice(index, self._said.get(index) or Transcript(), reasons.get(index, finish))
+            for index in sorted(self._said.keys() | reasons.keys())
+        )
+
+    def _choice(self, index: int, said: Transcript, finish: FinishReason) -> Choice:
+        # The tools that ran are those of the first choice.
+        calls = tuple(call for call in said.tool_calls if index != 0 or call.id not in self._answered)
+        return Choice(index, said.text, said.reasoning, said.refusal, calls, finish)
 
 
 def as_response(result: Result, params: Mapping[str, Any], identifier: str | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from deltafan.client import keyed
 from deltafan.client.result import Choice, Result
 from deltafan.client.vectors import Embeddings
 from deltafan.events import Delta, Done, Event, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, Usage
-from deltafan.llm.seam import Started
+from deltafan.llm.seam import Ended, Started
 from deltafan.transcript import ToolCall
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -40,14 +40,14 @@ def completion_of(result: Result) -> keyed.ChatCompletion:
         object="chat.completion",
         created=result.created,
         model=result.model,
-        choices=[_choice(choice, result.finish_reason) for choice in result.choices],
+        choices=[_choice(choice) for choice in result.choices],
         usage=usage_of(result.usage),
     )
     made._request_id = result.request_id
     return made
 
 
-def _choice(choice: Choice, finish_reason: Any) -> keyed.Choice:
+def _choice(choice: Choice) -> keyed.Choice:
     calls = [_call(call) for call in choice.tool_calls]
     more: dict[str, Any] = {"reasoning_content": choice.reasoning} if choice.reasoning else {}
     message = _make(
@@ -58,7 +58,7 @@ def _choice(choice: Choice, finish_reason: Any) -> keyed.Choice:
         tool_calls=calls or None,
         **more,
     )
-    return _make(keyed.Choice, index=choice.index, message=message, finish_reason=finish_reason, logprobs=None)
+    return _make(keyed.Choice, index=choice.index, message=message, finish_reason=choice.finish_reason, logprobs=None)
 
 
 def _call(call: ToolCall) -> keyed.ChatCompletionMessageFunctionToolCall:
@@ -142,7 +142,11 @@ class Chunker:
         return _chunk_choice(event.choice, fields, None)
 
     def _last(self, done: Done) -> list[keyed.ChatCompletionChunk]:
-        last = [self._chunk([_chunk_choice(index, {}, done.finish_reason)]) for index in sorted(self._begun or {0})]
+        reasons = done.finish_reasons if isinstance(done, Ended) else {}
+        last = [
+            self._chunk([_chunk_choice(index, {}, reasons.get(index, done.finish_reason))])
+            for index in sorted(self._begun | reasons.keys() or {0})
+        ]
         if self._include_usage:
             # With a choice, as litellm has it, whose programs read `choices[0]` of every chunk.
             last.append(self._chunk([_chunk_choice(0, {}, None)], usage_of(self._usage or Usage())))

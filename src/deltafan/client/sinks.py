@@ -41,7 +41,7 @@ async def stream_to_function(
                 await give(event)
     except asyncio.CancelledError:
         if telling.transcript.done is None:
-            with suppress(TimeoutError):
+            with suppress(Exception):  # its own trouble must not swallow the cancellation
                 async with asyncio.timeout(CANCEL_BUDGET):
                     await give(telling.cut_short())
         raise

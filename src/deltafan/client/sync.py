@@ -51,7 +51,7 @@ class SyncClient:
 
     def close(self) -> None:
         """As `OpenAIClient.close`."""
-        portal().run(self.inner.close())
+        portal().close(self.inner.close())
 
     def stream(
         self, messages: Messages | str | None = None, *, input: str | Messages | None = None, **params: Any

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -37,14 +37,15 @@ class Transport:
         if self._users == 0:
             await self._keeper.aclose()
 
-    @asynccontextmanager
-    async def in_use(self) -> AsyncIterator[None]:
-        """A client that is closed meanwhile does not cut off what runs."""
+    async def __aenter__(self) -> None:
+        """In use: a client that is closed meanwhile does not cut off what runs.
+
+        No `asynccontextmanager`: the end of a loop closes all async generators at once, and that would be one.
+        """
         await self.acquire()
-        try:
-            yield
-        finally:
-            await self.release()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.release()
 
     async def _until_the_end(self) -> AsyncGenerator[None, None]:
         """A loop that ends closes the async generators that are open in it, and with this one the connections."""
@@ -105,14 +106,14 @@ class SharedTransport:
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """See `Completions.stream`."""
         transport = await self._transport()
-        async with transport.in_use(), aclosing(transport.completions.stream(request)) as events:
+        async with transport, aclosing(transport.completions.stream(request)) as events:
             async for event in events:
                 yield event
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
         """See `Embedder.embed`."""
         transport = await self._transport()
-        async with transport.in_use():
+        async with transport:
             return await transport.completions.embed(request)
 
     async def _transport(self) -> Transport:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltafan.client.calls import OPTIONS
+from deltafan.client.calls import OPTIONS, check_options
 from deltafan.errors import ConfigurationError
 from deltafan.events import Usage
 from deltafan.llm import LLMSettings, split_model
@@ -49,6 +49,8 @@ async def embeddings_of(
     params: Mapping[str, Any],
 ) -> Embeddings:
     """See `OpenAIClient.embed`."""
+    options = {key: params[key] for key in OPTIONS if key in params}
+    check_options(options)
     if as_array:
         _numpy()  # before anything is asked and paid
     began = time.monotonic()
@@ -62,7 +64,7 @@ async def embeddings_of(
         dimensions=dimensions,
         params={key: value for key, value in params.items() if key not in OPTIONS},
         timeout=timeout,
-        options={key: params[key] for key in OPTIONS if key in params},
+        options=options,
         count_tokens=await _counter(inputs, provider, name, most),
         max_inputs=profile.max_batch or MAX_INPUTS,
         max_tokens=most,

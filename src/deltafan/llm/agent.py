@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from deltafan.errors import ConfigurationError
 from deltafan.events import Event, FinishReason, ToolResult, Usage
 from deltafan.llm.agentloop import MAX_ITERATIONS, AgentLoop, Step
+from deltafan.llm.checks import check_seconds, invalid, is_list
 from deltafan.llm.request import Request
 from deltafan.llm.seam import Completions
 from deltafan.llm.tools import Tool, as_tool
@@ -124,6 +125,7 @@ class AgentRunner:
         :param messages: a conversation in OpenAI's shape, or one user message.
         :param params: of chat completions. `timeout` bounds the whole run; `first_token_timeout` and `stall_timeout`
             each request.
+        :raises ValidationError: the messages or a limit are not what they must be.
         :raises CompletionError: a request failed; its `usage` is what was used until then.
         """
         loop = self._loop(messages, params)
@@ -152,6 +154,10 @@ class AgentRunner:
     def _loop(self, messages: Sequence[Mapping[str, Any]] | str, params: Mapping[str, Any]) -> AgentLoop:
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
+        if not is_list(messages):
+            raise invalid("messages", "must be a string or a list of messages")
+        for name in _LIMITS:
+            check_seconds(name, params.get(name))
         request = Request(
             self._model,
             list(messages),
@@ -175,6 +181,8 @@ class _OfClient:
 
 
 def _by_name(tools: Sequence[Tool | Callable[..., Any]]) -> dict[str, Tool]:
+    if not isinstance(tools, Iterable) or isinstance(tools, str | Mapping):
+        raise ConfigurationError("tools: must be a list of functions and tools")
     made = [as_tool(one) for one in tools]
     named = {tool.name: tool for tool in made}
     if len(named) != len(made):

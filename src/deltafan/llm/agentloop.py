@@ -110,7 +110,9 @@ class AgentLoop:
 
     async def _ask(self) -> AsyncGenerator[Event, None]:
         """One turn of the model: its deltas. What it amounts to is in `turn`, `usage` and `finish_reason`."""
-        request = replace(self._request, timeout=self._left())
+        request = self._request
+        if self.iteration > 1:  # the first turn has all the time, and tells of it as it was given
+            request = replace(request, timeout=self._left())
         self.turn = Transcript(text=request.prefix)
         said: list[Event] = [TextDelta(request.prefix)] if request.prefix else []
         ids = _Ids(self.iteration)

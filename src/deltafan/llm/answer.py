@@ -7,12 +7,13 @@ from typing import Any
 import orjson
 
 from deltafan.errors import CompletionError
-from deltafan.events import Delta
+from deltafan.events import Delta, Done
 from deltafan.llm import failures
 from deltafan.llm.decode import ChunkDecoder, parse_json
 from deltafan.llm.providers import Provider
 from deltafan.llm.request import Request
 from deltafan.llm.responses import ResponsesDecoder
+from deltafan.llm.seam import Ended
 from deltafan.sse import MAX_EVENT_BYTES, Decoder, EventTooLargeError, ServerSentEvent
 
 MAX_BODY = 64 * 1024 * 1024
@@ -31,6 +32,14 @@ def answer_to(request: Request, provider: Provider, secret: str = "") -> Answer 
     if request.api == "responses":
         return _ResponsesAnswer(provider, ResponsesDecoder(), secret, max_event_bytes=MAX_BODY)
     return Answer(provider, ChunkDecoder(), secret)
+
+
+def end_of(chunks: ChunkDecoder | ResponsesDecoder) -> Done:
+    """The last event of an answer. Of several choices it has each one's finish reason."""
+    reasons = chunks.finish_reasons if isinstance(chunks, ChunkDecoder) else {}
+    if len(reasons) > 1:
+        return Ended(chunks.finish_reason, finish_reasons=reasons)
+    return Done(chunks.finish_reason)
 
 
 class Answer:

@@ -18,9 +18,9 @@ from typing import Any, Self
 import httpx2
 
 from deltafan.errors import CompletionError
-from deltafan.events import Done, Event, Usage
+from deltafan.events import Event, Usage
 from deltafan.llm import failures, pricing, usage
-from deltafan.llm.answer import answer_to
+from deltafan.llm.answer import answer_to, end_of
 from deltafan.llm.body import body_of, prompt_of
 from deltafan.llm.connections import Connections
 from deltafan.llm.deadline import Deadline
@@ -95,7 +95,7 @@ class OpenAICompletions:
                 if head is None:
                     yield started(name, model, response.headers, answer.chunks.head)
                 yield await self._usage(request, provider, model, answer.chunks, head)
-                yield Done(answer.chunks.finish_reason)
+                yield end_of(answer.chunks)
                 await _drain(body)
         except Exception as exc:
             failure = _failure(exc, name, model, secret)

@@ -15,13 +15,15 @@ Ring = Callable[[Completions], Completions]
 class Rings:
     """What goes around a transport, from the outside in. `None` is left out.
 
-    A cached answer costs no tool call, no try and no budget. Each turn of the tools may be answered by another model.
+    Tools always run, and what they say is never stored: a cache answers the turns between them, each by itself. The
+    tools' schemas are in a turn's parameters, and so in its key. A cached answer costs no try and no budget. Each turn
+    may be answered by another model.
     The context check counts once for each model that a router asks, not for each try, and so that the limiter knows
     what a try will take. Every try takes from the budget anew.
     """
 
-    cache: Ring | None = None
     tools: Ring | None = None
+    cache: Ring | None = None
     router: Ring | None = None
     context: Ring | None = None
     retry: Ring | None = None

@@ -74,6 +74,8 @@ class Connections:
         client = self.client(provider, prefill=prefill)
         try:
             response = await client.post(path, cast_to=httpx2.Response, body=body, options={"headers": _RAW})
+        except RecursionError:
+            raise CompletionError("bad_request", "the request cannot be sent: it is nested too deeply") from None
         except (TypeError, ValueError) as exc:
             # What JSON or a header cannot carry: a lone surrogate, NaN, a line end in a key.
             raise CompletionError("bad_request", failures.redact(f"the request cannot be sent: {exc}")) from None

@@ -104,4 +104,5 @@ class Deadline:
             "timeout_first_token": "the model did not answer within",
             "timeout_stall": "the model's stream stood still for",
         }[code]
+        limit = limit and (round(limit, 2) or limit)  # rings took their microseconds off what was asked for
         return CompletionError(code, f"{what} {limit:g} s")

@@ -81,6 +81,11 @@ class ChunkDecoder:
         """The finish reason of choice 0, or of the first there is. `stop` if none was named."""
         return self._finish.get(min(self._finish, default=0)) or "stop"
 
+    @property
+    def finish_reasons(self) -> dict[int, FinishReason]:
+        """Of each choice that has begun. `stop` where none was named."""
+        return {index: reason or "stop" for index, reason in self._finish.items()}
+
     def decode(self, chunk: Any) -> list[Delta]:
         """The deltas of one chunk. Usage, errors and finish reasons are left in the attributes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deltafan.llm.checks import invalid
 from deltafan.llm.profile import own_profile
 from deltafan.llm.provider_table import ALIASES, PROVIDERS, Prefill, Provider
 from deltafan.llm.settings import LLMSettings
@@ -15,7 +16,7 @@ def provider_facts(name: str) -> Provider:
 
 
 def split_model(model: str, settings: LLMSettings | None = None, *, own_address: bool = False) -> tuple[str, str]:
-    """The provider and its name for the model: `groq/llama-3` is `("groq", "llama-3")`. Never fails.
+    """The provider and its name for the model: `groq/llama-3` is `("groq", "llama-3")`. No name fails.
 
     In this order:
 
@@ -29,7 +30,10 @@ def split_model(model: str, settings: LLMSettings | None = None, *, own_address:
 
     :param own_address: the default provider's address is one that the caller brings along, and that the settings do not
         have yet.
+    :raises ValidationError: the model is no text.
     """
+    if not isinstance(model, str):
+        raise invalid("model", "must be a name, such as openai/gpt-5-mini")
     settings = settings or LLMSettings()
     profile = own_profile(model)
     if profile is not None:

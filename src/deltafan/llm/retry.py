@@ -11,6 +11,7 @@ from itertools import count
 
 from deltafan.errors import CompletionError
 from deltafan.events import Event
+from deltafan.llm.checks import invalid, is_count, is_number
 from deltafan.llm.embeddings import Embedder, EmbeddingRequest, EmbeddingResult
 from deltafan.llm.request import Request
 from deltafan.llm.seam import Completions
@@ -25,6 +26,11 @@ class _Patience:
     def __init__(
         self, attempts: int = 3, max_wait: float = 5.0, backoff: float = 0.5, on_retry: RetryHook | None = None
     ) -> None:
+        if not is_count(attempts):
+            raise invalid("attempts", "must be a whole number, 1 or more")
+        for name, seconds in (("max_wait", max_wait), ("backoff", backoff)):
+            if not is_number(seconds) or seconds < 0:
+                raise invalid(name, "must be a number of seconds, 0 or more")
         self._attempts = attempts
         self._max_wait = max_wait
         self._backoff = backoff
@@ -58,6 +64,7 @@ class Retrying:
     :param attempts: how often it is tried in all.
     :param max_wait: the longest wait between two attempts, in seconds.
     :param backoff: the bound of the first wait, in seconds; it doubles with each attempt.
+    :raises ValidationError: a number is not what it must be.
     """
 
     def __init__(
@@ -75,9 +82,10 @@ class Retrying:
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """See `Completions.stream`."""
         loop = asyncio.get_running_loop()
-        ends = None if request.timeout is None else loop.time() + request.timeout
+        asked = request.timeout
+        ends = None if asked is None else loop.time() + asked
         for attempt in count(1):
-            if ends is not None:
+            if ends is not None and attempt > 1:  # the first has it all, and tells of it as it was given
                 request = replace(request, timeout=ends - loop.time())
             yielded = False
             try:
@@ -87,6 +95,9 @@ class Retrying:
                         yield event
                 return
             except CompletionError as error:
+                if asked is not None and attempt > 1 and error.code == "timeout_total":
+                    error.message = f"{error.message}; all {attempt} attempts together had {asked:g} s"
+                    error.args = (error.message,)
                 if yielded:
                     raise
                 failure = error
@@ -114,7 +125,7 @@ class RetryingEmbedder:
         ends = None if request.timeout is None else loop.time() + request.timeout
         attempt = 1
         while True:
-            if ends is not None:
+            if ends is not None and attempt > 1:
                 request = replace(request, timeout=ends - loop.time())
             try:
                 return await self._inner.embed(request)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from deltafan.events import Event
+from deltafan.events import Done, Event, FinishReason
 from deltafan.llm.request import Request
 
 
@@ -30,6 +30,14 @@ class Started(Event):
     """The answer's own id; the Responses API goes on from it with `previous_response_id`."""
     rate_limits: Mapping[str, str] = field(default_factory=dict)
     """The answer's `x-ratelimit-*` headers as they were sent, names in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Done):
+    """The `Done` of several choices. On the wire it is a `Done` like any other."""
+
+    finish_reasons: Mapping[int, FinishReason] = field(default_factory=dict)
+    """Of each choice its own, by index. It stays inside the process."""
 
 
 class Completions(Protocol):

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from deltafan.errors import CompletionError
 from deltafan.llm import encodings
+from deltafan.llm.checks import check_objects
 from deltafan.llm.providers import split_model
 from deltafan.llm.usage import TOKENS_PER_IMAGE
 
@@ -61,7 +63,12 @@ def count_tokens(
     The first call loads the tokenizer: 0.25 s and 75 MB.
 
     :param model: as `Request.model` names it.
+    :raises ValidationError: an argument is not what it must be.
+    :raises CompletionError: `bad_request`: JSON cannot carry it.
     """
+    if not isinstance(prompt, str):
+        check_objects("prompt", prompt)
+    check_objects("tools", tools)
     provider, name = split_model(model)
     return count_of(prompt, provider, name, tools=tools)
 
@@ -209,7 +216,12 @@ def _part(part: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    except RecursionError:
+        raise CompletionError("bad_request", "the request cannot be sent: it is nested too deeply") from None
+    except (TypeError, ValueError) as error:  # it holds itself, or has keys that are no text
+        raise CompletionError("bad_request", f"the request cannot be sent: {error}") from None
 
 
 def _sentence(description: Any) -> str:

@@ -281,9 +281,43 @@ async def test_calls_share_a_connection_and_hold_nothing_else(environment: Provi
     [
         ({"messages": "Hi", "num_retries": -1}, "num_retries"),
         ({"messages": "Hi", "fallbacks": "other"}, "fallbacks"),
+        ({"messages": "Hi", "fallbacks": [7]}, r"fallbacks\[0\]"),
+        ({"messages": "Hi", "fallbacks": [{"model": "a", "api_key": "b"}]}, r"fallbacks\[0\].api_key"),
+        ({"messages": "Hi", "timeout": "soon"}, "timeout"),
+        ({"messages": "Hi", "request_timeout": 0}, "request_timeout"),
+        ({"messages": "Hi", "mock_response": "Hello."}, "mock_response"),
+        ({"messages": "Hi", "extra_headers": {"a": "b"}}, "extra_headers"),
+        ({"messages": "Hi", "headers": {"a": "b"}}, "headers"),
+        ({"messages": "Hi", "api_version": "2024-01"}, "api_version"),
+        ({"messages": "Hi", "organization": "o"}, "organization"),
         ({"messages": []}, "messages"),
     ],
 )
 async def test_a_wrong_argument_is_named(environment: Provider, arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(errors.ValidationError, match=rf"^{field}: "):
         await litellm.acompletion("openai/gpt-5-mini", **arguments)
+
+
+async def test_what_is_the_clients_is_not_sent(environment: Provider) -> None:
+    more = {"drop_params": True, "caching": True, "request_timeout": "5", "fallbacks": [{"model": "groq/llama"}]}
+    await litellm.acompletion("openai/gpt-5-mini", "Hi", **more)
+    assert environment.requests[-1].params.keys() <= {"model", "messages", "stream"}
+
+
+async def test_a_timeout_may_be_text(use: Use) -> None:
+    async with running(Script(faults=(parse_fault("slow_headers=30"),))) as provider:
+        use(provider)
+        with pytest.raises(errors.Timeout):
+            await litellm.acompletion("openai/gpt-5-mini", "Hi", timeout="0.1", num_retries=0)
+
+
+async def test_cost_and_tokens_have_litellms_functions(environment: Provider) -> None:
+    answer = await litellm.acompletion("openai/gpt-5-mini", "Hi")
+    assert litellm.completion_cost(answer) == answer.usage.cost > 0  # type: ignore[union-attr]
+    assert litellm.token_counter("gpt-4o", text="Why is the sky blue?") == 6
+    assert litellm.token_counter(model="gpt-4o", messages=MESSAGES) > 6
+    unknown = await litellm.acompletion("vllm/unheard-of", "Hi", api_base=environment.base_url)
+    with pytest.raises(errors.ValidationError, match="cost is not known"):
+        litellm.completion_cost(unknown)
+    with pytest.raises(errors.ValidationError, match="either"):
+        litellm.token_counter("gpt-4o")

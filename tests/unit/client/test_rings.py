@@ -223,3 +223,16 @@ async def test_plain_code_embeds_too(environment: Provider) -> None:
             return len(client.embed(["a", "b", "c"]).vectors)
 
     assert await asyncio.to_thread(work) == 3
+
+
+async def test_one_limiter_for_a_loop_and_a_sync_client_is_refused_with_what_to_do(environment: Provider) -> None:
+    limiter = Limiter(Budget(requests=100))
+    async with OpenAIClient("gpt-5-mini", limiter=limiter) as client:
+        await client.invoke("Why?")
+
+    def work() -> None:
+        refused = pytest.raises(ConfigurationError, match=r"^limiter: .* give each loop a limiter")
+        with SyncClient("gpt-5-mini", limiter=limiter) as client, refused:
+            client.invoke("Why?", raise_on_error=False)
+
+    await asyncio.to_thread(work)

@@ -11,8 +11,8 @@ import pytest
 from deltafan.client import OpenAIClient
 from deltafan.client.router import Router
 from deltafan.devserver.provider import Provider, Script, Text, parse_fault, running
-from deltafan.errors import ConfigurationError, RateLimitError
-from deltafan.llm.router import Deployment
+from deltafan.errors import ConfigurationError, InternalServerError, NotFoundError, RateLimitError, ValidationError
+from deltafan.llm.router import Deployment, Rules
 from tests.unit.client.conftest import KEY
 
 Use = Callable[[Provider], None]
@@ -74,6 +74,18 @@ async def test_a_client_and_plain_code_may_use_it(environment: Provider) -> None
         ({"deployments": [7]}, "deployments"),
         ({"model_list": [{"model_name": "a", "litellm_params": {}}]}, "litellm_params"),
         ({"model_list": [{"model_name": "a", "litellm_params": {"model": "b", "wat": 1}}]}, "litellm_params"),
+        (
+            {"model_list": [{"model_name": "a", "litellm_params": {"model": "b", "mock_response": "c"}}]},
+            "litellm_params",
+        ),
+        ({"model_list": [{"model_name": "a", "litellm_params": {"model": "b", "timeout": -1}}]}, "litellm_params"),
+        (
+            {"model_list": [{"model_name": "a", "litellm_params": {"model": "b", "response_format": int}}]},
+            "litellm_params",
+        ),
+        ({"deployments": ["a"], "allowed_fails": -1}, "allowed_fails"),
+        ({"deployments": ["a"], "cooldown_time": "x"}, "cooldown_time"),
+        ({"deployments": ["a"], "cooldown_time": 3, "rules": Rules()}, "rules"),
         ({"deployments": ["a"], "fallbacks": 7}, "fallbacks"),
         ({"deployments": ["a"], "fallbacks": {"a": ["unheard-of"]}}, "fallbacks"),
     ],
@@ -94,3 +106,70 @@ async def test_litellms_names_of_special_fallbacks_are_taken(use: Use, fault: st
         fallbacks: dict[str, Any] = {argument: [{"short": ["long"]}]}
         answer = await Router(model_list=models, **fallbacks).acompletion("short", "Hi")
         assert answer.choices[0].message.content == "Hello."
+
+
+async def test_a_deployments_parameters_are_the_defaults_of_its_calls(environment: Provider) -> None:
+    router = Router([listed("fast", environment, temperature=0.5, max_tokens=7)])
+    await router.acompletion("fast", "Hi")
+    sent = environment.requests[-1].params
+    assert (sent["temperature"], sent["max_completion_tokens"]) == (0.5, 7)  # as this model wants it named
+    await router.acompletion("fast", "Hi", temperature=1, max_completion_tokens=3)
+    sent = environment.requests[-1].params
+    assert (sent["temperature"], sent["max_completion_tokens"], "max_tokens" in sent) == (1, 3, False)
+    await router.aclose()
+
+
+async def test_a_deployment_that_is_slower_than_its_own_limit_is_passed_over(use: Use) -> None:
+    async with (
+        running(Script(faults=(parse_fault("slow_headers=30"),))) as slow,
+        running(Script(source=Text("Hello."))) as quick,
+    ):
+        use(quick)
+        router = Router([listed("slow", slow, timeout=0.1), listed("quick", quick)], fallbacks={"slow": ["quick"]})
+        answer = await router.acompletion("slow", "Hi")
+        assert answer.choices[0].message.content == "Hello."
+        assert len(slow.requests) >= 1
+        await router.aclose()
+
+
+async def test_embeddings_go_over_to_others(use: Use) -> None:
+    async with running(Script(faults=(parse_fault("rate_limit"),))) as busy, running(Script()) as free:
+        use(free)
+        models = [listed("near", busy), listed("far", free)]
+        for one in models:
+            one["litellm_params"]["model"] = "openai/text-embedding-3-small"
+        router = Router(model_list=models, num_retries=0, fallbacks=[{"near": ["far"]}])
+        answer = await router.aembedding("near", input=["a", "b"])
+        assert (len(answer.data), len(busy.requests), len(free.requests)) == (2, 1, 1)
+        again = await asyncio.to_thread(router.embedding, model="far", input="a")
+        assert len(again.data) == 1
+        with pytest.raises(RateLimitError):
+            await Router(model_list=models[:1], num_retries=0).aembedding("near", "a")
+        with pytest.raises(NotFoundError):
+            await router.aembedding("nowhere", "a")
+        await router.aclose()
+
+
+async def test_litellms_rules_of_cooldown_are_kept(use: Use) -> None:
+    async with running(Script(faults=(parse_fault("server_error"),))) as broken:
+        use(broken)
+        router = Router([listed("one", broken)], num_retries=0, allowed_fails=1, cooldown_time=60)
+        for cooling in (False, True):
+            with pytest.raises(InternalServerError):
+                await router.acompletion("one", "Hi")
+            assert (router.status()[0].cooling > 30) is cooling
+        await router.aclose()
+
+
+async def test_a_call_may_bring_its_fallbacks_but_no_key(use: Use) -> None:
+    async with running(Script(faults=(parse_fault("quota"),))) as poor, running(Script(source=Text("Hello."))) as rich:
+        use(rich)
+        router = Router([listed("cheap", poor), listed("dear", rich)], num_retries=0)
+        answer = await router.acompletion("cheap", "Hi", fallbacks=[{"model": "dear"}])
+        assert answer.choices[0].message.content == "Hello."
+        with pytest.raises(NotFoundError, match="nowhere"):
+            await router.acompletion("cheap", "Hi", fallbacks=["nowhere"])
+        for call in (router.acompletion, router.aembedding):
+            with pytest.raises(ValidationError, match=r"^api_key: "):
+                await call("cheap", "Hi", api_key="sk-mine")
+        await router.aclose()

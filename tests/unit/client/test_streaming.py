@@ -12,6 +12,7 @@ from deltafan.client.frames import sse_frames
 from deltafan.devserver.provider import Provider, Script, Text, parse_fault, running
 from deltafan.errors import CompletionError, ValidationError
 from deltafan.events import Done, Error, Event, Meta, TextDelta
+from deltafan.llm.limits import Budget, Limiter
 from deltafan.sinks.memory import MemorySink
 from deltafan.sinks.telling import Telling
 from deltafan.sse import Decoder
@@ -81,7 +82,7 @@ async def test_silence_is_filled_with_comments(use: Use) -> None:
     async with running(Script(source=Text(TEXT), faults=(parse_fault("stall=2"),))) as provider:
         use(provider)
         async with OpenAIClient("gpt-5-mini") as client:
-            frames = client.stream_sse("Why?", heartbeat=0.01)
+            frames = client.stream_sse("Why?", heartbeat=0.1)
             seen = ""
             async for frame in frames:
                 seen += frame
@@ -209,3 +210,40 @@ async def test_what_is_no_sink_is_refused(environment: Provider) -> None:
         with pytest.raises(ValidationError, match=r"^sink: "):
             await client.stream_to_sink("chat-7", "Why?")  # type: ignore[arg-type]
     assert environment.requests == []
+
+
+async def test_a_function_that_fails_at_cancellation_does_not_swallow_it(use: Use) -> None:
+    got = asyncio.Event()
+
+    def function(event: Event) -> None:
+        if isinstance(event, TextDelta):
+            got.set()
+        if isinstance(event, Done):
+            raise LookupError("a broken sink")
+
+    async with running(Script(source=Text(TEXT), faults=(parse_fault("stall=3"),))) as provider:
+        use(provider)
+        async with OpenAIClient("gpt-5-mini") as client:
+            streaming = asyncio.create_task(client.stream_to_sink(function, "Why?"))
+            await got.wait()
+            streaming.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await streaming
+    assert streaming.cancelled()
+
+
+async def test_a_timeout_tells_the_seconds_that_were_asked_for(use: Use) -> None:
+    async with running(Script(source=Text(TEXT), faults=(parse_fault("stall=3"),))) as provider:
+        use(provider)
+        async with OpenAIClient("gpt-5-mini") as client:
+            with pytest.raises(CompletionError, match=r"^the request took longer than 0\.3 s$"):
+                await client.invoke("Why?", timeout=0.3)
+        limiter = Limiter(Budget(requests=100))
+        async with OpenAIClient("gpt-5-mini", tools=[lookup], limiter=limiter, fallbacks=["groq/x"]) as client:
+            with pytest.raises(CompletionError, match=r"longer than 0\.3 s$"):
+                await client.invoke("Why?", timeout=0.3)
+
+
+def lookup(word: str) -> str:
+    """Look a word up."""
+    return word

@@ -22,6 +22,13 @@ def test_a_key_is_the_same_in_every_process_and_release() -> None:
     assert cache_key(REQUEST) == "a1f8b714d34fbc7de7a8b2572d1eb0eb87dc01707add90f12e7dba578eb46868"
 
 
+def test_an_address_is_the_same_with_a_slash_at_its_end() -> None:
+    def key(url: str) -> str | None:
+        return cache_key(REQUEST, settings=LLMSettings(providers={"openai": ProviderSettings(base_url=url)}))
+
+    assert key("http://gpu/v1") == key("http://gpu/v1/") != key("http://gpu/v2")
+
+
 @pytest.mark.parametrize(
     "same",
     [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deltafan.errors import CompletionError, RateLimitError
+from deltafan.errors import BadRequestError, CompletionError, RateLimitError, ValidationError
 from deltafan.events import (
     Done,
     Event,
@@ -25,6 +25,7 @@ from deltafan.events import (
 )
 from deltafan.llm import Request, Started
 from deltafan.llm.cache import Cached, warm_cache
+from deltafan.llm.cache.entry import LASTING
 from deltafan.llm.cache.fs import FsCache
 from deltafan.telemetry.hooks import Signal
 
@@ -179,23 +180,43 @@ async def test_a_failure_in_mid_stream_is_never_stored(cache: FsCache, cache_err
 
 
 async def test_a_failure_is_stored_for_those_who_want_that_only(cache: FsCache) -> None:
-    error = CompletionError("rate_limit", "slow down", status=429, provider="openai", model="m")
+    error = CompletionError("bad_request", "no such thing", status=400, provider="openai", model="m")
     script = Script([error], [error], ANSWER)
     async with Cached(script, cache) as ring:
         for _ in range(2):
-            with pytest.raises(RateLimitError, match="slow down") as caught:
+            with pytest.raises(BadRequestError, match="no such thing") as caught:
                 await collect(ring, asking(cache_errors=True))
-            assert (caught.value.status, caught.value.provider, caught.value.retryable) == (429, "openai", True)
+            assert (caught.value.status, caught.value.provider, caught.value.retryable) == (400, "openai", False)
         assert len(script.requests) == 1
-        with pytest.raises(RateLimitError):
+        with pytest.raises(BadRequestError):
             await collect(ring)
         assert len(script.requests) == 2
         assert await collect(ring) == ANSWER
         assert was_cached(await collect(ring, asking(cache_errors=True))), "a good answer takes its place"
 
 
+@pytest.mark.parametrize("code", sorted(CompletionError.CODES.keys() - LASTING))
+async def test_a_failure_that_is_one_callers_or_passes_is_never_stored(cache: FsCache, code: str) -> None:
+    script = Script([CompletionError(code, "no")], ANSWER)
+    async with Cached(script, cache) as ring:
+        with pytest.raises(CompletionError):
+            await collect(ring, asking(cache_errors=True))
+        assert await collect(ring, asking(cache_errors=True)) == ANSWER
+
+
+async def test_what_another_deployment_of_the_name_answers_is_stored_and_a_fallbacks_answer_is_not(
+    cache: FsCache,
+) -> None:
+    names = {"one": REQUEST.model, "two": REQUEST.model, "else": "another"}
+    for deployment, stored in (("else", False), ("two", True)):
+        answer = [replace(STARTED, deployment=deployment), *ANSWER[1:]]
+        async with Cached(Script(answer), cache, name_of=names.get) as ring:
+            await collect(ring)
+            assert was_cached(await collect(ring)) is stored
+
+
 async def test_a_stored_failure_does_not_take_a_good_answers_place(cache: FsCache) -> None:
-    script = Script(ANSWER, [CompletionError("server_error", "no")])
+    script = Script(ANSWER, [CompletionError("bad_request", "no")])
     async with Cached(script, cache) as ring:
         await collect(ring)
         with pytest.raises(CompletionError):
@@ -597,5 +618,5 @@ async def test_warming_runs_no_more_at_once_than_was_said(cache: FsCache) -> Non
         assert len(script.requests) == 3
         gate.set()
         assert (await task).completed == 20
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValidationError, match="concurrency: must be a whole number"):
         await warm_cache(ring, [], concurrency=0)

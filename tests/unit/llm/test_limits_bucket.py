@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from deltafan.errors import CompletionError
+from deltafan.errors import CompletionError, ConfigurationError
 from deltafan.llm.limits import Budget, Limiter, Observation, TokenBucket
 from deltafan.llm.limits import bucket as bucket_module
 from deltafan.llm.limits import limiter as limiter_module
@@ -60,13 +60,14 @@ async def test_two_event_loops_at_once_are_refused() -> None:
     def other() -> None:
         try:
             asyncio.run(hold(bucket, 1))
-        except RuntimeError as error:
+        except ConfigurationError as error:
             caught.append(error)
 
     thread = threading.Thread(target=other)
     thread.start()
     await asyncio.to_thread(thread.join)
-    assert "a limiter serves one event loop" in str(caught[0])
+    assert "limiter: it serves one event loop" in str(caught[0])
+    assert "give each loop a limiter" in str(caught[0])
 
 
 async def test_more_than_the_seats_wait_in_order() -> None:

@@ -106,9 +106,9 @@ async def test_the_whole_timeout_bounds_all_attempts_together() -> None:
         await collect(Retrying(script, backoff=0.001), Request(model="m", messages=[], timeout=2.0, stall_timeout=9.0))
     assert caught.value.code == "rate_limit"
     first, second = (request.timeout for request in script.requests)
-    assert first is not None
+    assert first == 2.0
     assert second is not None
-    assert 2.0 >= first > second > 0
+    assert 2.0 > second > 0
     assert {request.stall_timeout for request in script.requests} == {9.0}
 
 
@@ -118,3 +118,11 @@ async def test_closing_the_ring_closes_what_is_inside() -> None:
         assert await anext(events) == TextDelta("hello")
         assert script.closed == 0
     assert script.closed == 1
+
+
+async def test_a_later_attempts_timeout_tells_what_was_asked_for_all_of_them() -> None:
+    script = Script(failed(), [CompletionError("timeout_total", "the request took longer than 1.2 s")])
+    with pytest.raises(CompletionError) as caught:
+        await collect(Retrying(script, backoff=0.001), Request(model="m", messages=[], timeout=2.0))
+    assert str(caught.value) == "the request took longer than 1.2 s; all 2 attempts together had 2 s"
+    assert caught.value.message == str(caught.value)

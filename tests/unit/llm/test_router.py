@@ -447,7 +447,7 @@ async def test_a_deployment_that_has_had_its_minute_is_passed_over() -> None:
         (lambda: router(Model(), strategy="best"), "strategy: must be one of weighted, least_busy"),
         (lambda: router(Model(), mid_stream="best"), "mid_stream: must be one of restart"),
         (lambda: Router([Deployment("x", completions=Model(), id="a")] * 2), "two have the id a"),
-        (lambda: Deployment(""), "model must not be empty"),
+        (lambda: Deployment(""), "model must be text"),
         (lambda: Deployment("x", weight=-1), "weight must be"),
         (lambda: Deployment("x", rpm=0), "rpm must be"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from deltafan.errors import CompletionError, ConfigurationError
 from deltafan.llm.router.deployment import Deployment, Member
-from deltafan.llm.router.health import HALF_LIFE, MAX_COOLDOWN, Health, Rules
+from deltafan.llm.router.health import HALF_LIFE, MAX_COOLDOWN, Health, Rules, Trial
 from deltafan.llm.router.strategy import choose
 
 RULES = Rules(failures=3, ratio=0.5, cooldown=30.0)
@@ -100,6 +100,18 @@ def test_a_probe_that_fails_doubles_the_cooldown() -> None:
     assert health.ready_at == 4000.0 + MAX_COOLDOWN
 
 
+def test_a_request_that_is_forced_on_it_while_it_cools_down_does_not_prolong_that() -> None:
+    health = Health(RULES)
+    fail(health, 0.0, "quota")
+    for now in (1.0, 2.0, 29.0):
+        fail(health, now)
+    assert health.ready_at == 30.0
+    fail(health, 30.0)
+    assert health.ready_at == 90.0, "the probe doubles it, and it only"
+    succeed(health, 31.0)
+    assert health.available(31.0), "an answer ends it whenever it comes"
+
+
 def test_a_probe_that_nobody_waits_for_leaves_the_place_to_another() -> None:
     health = Health(RULES)
     fail(health, 0.0, "quota")
@@ -157,7 +169,7 @@ def test_the_least_busy_is_that_with_the_fewest_requests_for_its_weight() -> Non
     for busy in (a, b, b, c):
         busy.health.begin(0.0)
     assert set(chosen([a, b, c], "least_busy")) == {"b"}
-    a.health.left(probe=False)
+    a.health.left(Trial.NONE)
     assert set(chosen([a, b, c], "least_busy")) == {"a"}
 
 

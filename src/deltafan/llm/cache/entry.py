@@ -41,6 +41,9 @@ GENERATIONS: Final = 8
 """Generations of one entry that `regen_cache` keeps; the oldest goes first."""
 COMPLETE: Final[frozenset[FinishReason]] = frozenset({"stop", "length", "tool_calls", "content_filter"})
 """How a stream ends that is worth keeping; the others were cut short."""
+LASTING: Final = frozenset({"bad_request", "context_length", "content_filter", "model_not_found"})
+"""Failures that may be stored: the same request meets them again, whoever asks. The others are of one caller's key or
+money (`authentication`, `permission`, `quota`), or they pass (`rate_limit`, `connection`, `server_error`, timeouts)."""
 _STORED: Final = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallDelta, Meta, ToolResult)
 
 
@@ -106,6 +109,8 @@ class Recorder:
         self._unknown = False
 
     def add(self, event: Event) -> None:
+        if isinstance(event, Meta) and (event.restart or event.continued):
+            self._started = replace(self._started, deployment="")  # another than until now, which may say itself
         match event:
             case Started():
                 self._started = event
@@ -132,6 +137,11 @@ class Recorder:
                 self._runs.append(_Run(event))
         if self.oversized:
             self._runs.clear()
+
+    @property
+    def deployment(self) -> str | None:
+        """Which of a router's deployments gave the answer, or the end of it."""
+        return self._started.deployment
 
     @property
     def oversized(self) -> bool:

@@ -106,7 +106,9 @@ def _model(model: str, settings: LLMSettings | None) -> dict[str, str | None]:
     settings = settings or LLMSettings()
     provider, name = split_model(model, settings)
     own = settings.providers.get(provider)
-    return {"provider": provider, "endpoint": own.base_url if own else None, "model": name}
+    # To the client an address is the same with and without a slash at its end.
+    endpoint = own.base_url.rstrip("/") if own and own.base_url else None
+    return {"provider": provider, "endpoint": endpoint, "model": name}
 
 
 def _params(params: Mapping[str, Any], ignored: frozenset[str]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltafan.errors import CompletionError
+from deltafan.errors import CompletionError, ValidationError
+from deltafan.llm.checks import invalid, is_number
 
 _MAX_NAME = 200
 
@@ -29,7 +29,10 @@ class CacheOptions:
     """What is stored is not read; the new answer is added as the newest generation. Readers get the newest; the
     earlier ones are kept for `Cached.generations`."""
     cache_errors: bool = False
-    """A failure before the first delta is stored too, and what is stored may be one. Others pass stored failures by."""
+    """A failure before the first delta is stored too, and what is stored may be one. Others pass stored failures by.
+
+    Only what the same request would meet again, whoever asks (see `entry.LASTING`): nothing of a key, of money, of
+    limits, of time or of the network."""
     ttl: float | None = None
     """Seconds that the entry is kept; `None` is what the ring was told."""
 
@@ -43,6 +46,17 @@ class CacheOptions:
 
         :raises CompletionError: `bad_request`; names the option and the rule.
         """
+        try:
+            return cls.checked(options)
+        except ValidationError as error:
+            raise CompletionError("bad_request", error.message) from None
+
+    @classmethod
+    def checked(cls, options: Mapping[str, Any]) -> CacheOptions:
+        """As `of`, for a caller who is told at once.
+
+        :raises ValidationError: names the option and the rule.
+        """
         found = cls(
             identifier=_name(options, "identifier"),
             tenant=_name(options, "tenant"),
@@ -53,7 +67,7 @@ class CacheOptions:
             ttl=_seconds(options, "ttl"),
         )
         if found.rewrite_cache and found.regen_cache:
-            raise CompletionError("bad_request", "regen_cache: must not be set together with rewrite_cache")
+            raise invalid("regen_cache", "must not be set together with rewrite_cache")
         return found
 
 
@@ -63,7 +77,7 @@ def _flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
         return default
     if isinstance(value, bool):
         return value
-    raise CompletionError("bad_request", f"{name}: must be true or false")
+    raise invalid(name, "must be true or false")
 
 
 def _name(options: Mapping[str, Any], name: str) -> str | None:
@@ -72,13 +86,13 @@ def _name(options: Mapping[str, Any], name: str) -> str | None:
         return None
     if isinstance(value, str) and 0 < len(value) <= _MAX_NAME:
         return value
-    raise CompletionError("bad_request", f"{name}: must be text of 1 to {_MAX_NAME} characters")
+    raise invalid(name, f"must be text of 1 to {_MAX_NAME} characters")
 
 
 def _seconds(options: Mapping[str, Any], name: str) -> float | None:
     value = options.get(name)
     if value is None:
         return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+    if is_number(value) and value > 0:
         return float(value)
-    raise CompletionError("bad_request", f"{name}: must be a number of seconds greater than 0")
+    raise invalid(name, "must be a number of seconds greater than 0")

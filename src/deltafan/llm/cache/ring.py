@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Final, Self
 from deltafan.errors import CompletionError
 from deltafan.events import Delta, Event
 from deltafan.llm.cache import entry as entries
-from deltafan.llm.cache.entry import Entry, Failure, Recorder
+from deltafan.llm.cache.entry import LASTING, Entry, Failure, Recorder
 from deltafan.llm.cache.flight import Flight
 from deltafan.llm.cache.guard import MAX_BYTES, Guard
 from deltafan.llm.cache.key import cache_key
@@ -36,7 +36,8 @@ class Cached:
     their answers. `Request.options` says more, see `CacheOptions`.
 
     - Stored is a stream that came to its end, with its usage and its `Done`, and nothing less. After a switch of models
-      in mid-stream with `restart`, what was void is not stored.
+      in mid-stream with `restart`, what was void is not stored. An answer that a fallback gave is not stored: it is not
+      what was asked for, and the next request may get that.
     - A stored answer comes as `Started(cached=True)`, its deltas, its `Usage`, its `Done`. The usage tells the tokens
       of the answer, and a `cost_usd` of 0.0: nobody pays twice. What it had cost is in `generations`.
     - Equal requests at the same time (the same key, options and limits of time) share one completion: all get its
@@ -53,6 +54,8 @@ class Cached:
     :param pace: deltas a second, of a stored answer; `None` is at once, in merged pieces of up to 64 K characters.
     :param timeout: seconds that the cache may take, each time.
     :param max_bytes: the largest entry; also what is buffered for those who join late.
+    :param name_of: the name that a deployment answers to, by its id: `Router.name_of`, where a router is inside. An
+        answer of a deployment with another name than the request's model is a fallback's.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Cached:
         timeout: float = 0.5,
         max_bytes: int = MAX_BYTES,
         hook: Hook = silent,
+        name_of: Callable[[str], str | None] | None = None,
     ) -> None:
         self._inner = inner
         self._guard = Guard(cache, timeout=timeout, max_bytes=max_bytes, hook=hook)
@@ -78,6 +82,7 @@ class Cached:
         self._pace = pace
         self._max_bytes = max_bytes
         self._hook = hook
+        self._name_of = name_of
         self._flights: dict[_Alike, Flight] = {}
         self._running: set[Flight] = set()
 
@@ -167,7 +172,7 @@ class Cached:
                 self._hook(Signal("cache.hit", "debug", {"key": key, "age": time.time() - newest.created}))
                 flight.hit = newest
                 return
-            if options.cache_errors:
+            if options.cache_errors and newest.code in LASTING:
                 self._hook(Signal("cache.hit", "debug", {"key": key, "age": time.time() - newest.created}))
                 raise newest.error()
         self._hook(Signal("cache.miss", "debug", {"key": key}))
@@ -180,11 +185,14 @@ class Cached:
                     recorder.add(event)
                     await flight.put(event)
         except CompletionError as error:
-            if options.cache_errors and nothing_yet and error.code != "cancelled":
+            if options.cache_errors and nothing_yet and error.code in LASTING:
                 await self._store_failure(key, options, error)
             raise
-        if options.cache_response:
+        if options.cache_response and not self._fell_back(request, recorder.deployment):
             await self._store(key, options, recorder)
+
+    def _fell_back(self, request: Request, deployment: str | None) -> bool:
+        return self._name_of is not None and deployment is not None and self._name_of(deployment) != request.model
 
     async def _read(self, key: str) -> tuple[Entry | Failure, ...]:
         data = await self._guard.get(key)

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from deltafan.errors import CompletionError
+from deltafan.llm.checks import invalid, is_count
 from deltafan.llm.request import Request
 from deltafan.llm.seam import Completions, Started
 
@@ -29,10 +30,10 @@ async def warm_cache(completions: Completions, requests: Iterable[Request], *, c
 
     :param requests: read as they are needed: a generator of a million is fine.
     :param concurrency: how many run at once.
-    :raises ValueError: `concurrency` is less than 1.
+    :raises ValidationError: `concurrency` is no whole number, 1 or more. What `requests` raises ends it, too.
     """
-    if concurrency < 1:
-        raise ValueError("concurrency: must be at least 1")
+    if not is_count(concurrency):
+        raise invalid("concurrency", "must be a whole number, 1 or more")
     warmed = Warmed()
     numbered = enumerate(requests)
 
@@ -46,9 +47,12 @@ async def warm_cache(completions: Completions, requests: Iterable[Request], *, c
             except CompletionError as error:
                 warmed.failed.append((number, error))
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(work())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     return warmed
 
 

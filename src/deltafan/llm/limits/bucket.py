@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from deltafan.errors import CompletionError
+from deltafan.errors import CompletionError, ConfigurationError
 from deltafan.llm.limits.budget import Amount, Budget, Granted, State, TooLarge, Waiting, check_count
 from deltafan.llm.limits.headers import Observation
 from deltafan.llm.limits.memory import MemoryStore
@@ -66,7 +66,8 @@ class TokenBucket:
 
         Entering raises `CompletionError`: `bad_request` at once for more than the whole budget; `timeout_total` when
         `timeout` has passed; `rate_limit` when `max_wait` has, or when the provider's pause is longer than is left to
-        wait, or too many wait already; `connection` when the store cannot be reached.
+        wait, or too many wait already; `connection` when the store cannot be reached. And
+        `ConfigurationError` in a second event loop while the first is open.
         """
         for name, number in (("tokens", tokens), ("requests", requests), ("max_output", max_output)):
             check_count(name, number)
@@ -142,12 +143,15 @@ class TokenBucket:
             self._wake_first()
 
     def _bind(self) -> _Line:
-        """:raises RuntimeError: another event loop, which is not closed, has it."""
+        """:raises ConfigurationError: another event loop, which is not closed, has it."""
         loop = asyncio.get_running_loop()
         line = self._line
         if line is None or line.loop is not loop:
             if line is not None and not line.loop.is_closed():
-                raise RuntimeError("a limiter serves one event loop: give each its own, over one Redis to share limits")
+                raise ConfigurationError(
+                    "limiter: it serves one event loop, and another one that is still open has it (a SyncClient has "
+                    "one of its own): give each loop a limiter, and share the limit in Redis by stores=in_redis(redis)"
+                )
             for ticket, (_, need) in line.seated.items() if line else ():  # nobody runs in a closed loop any more
                 self._store.withdraw(ticket, need)
             line = self._line = _Line(loop)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from deltafan.errors import CompletionError
+from deltafan.errors import CompletionError, ConfigurationError
+from deltafan.llm.checks import invalid, is_number
 from deltafan.llm.limits.bucket import TokenBucket
 from deltafan.llm.limits.budget import Budget
 from deltafan.llm.limits.headers import Observation
@@ -35,11 +36,18 @@ class Limiter:
 
     :param stores: where limits are counted: by default in this process; `shared.in_redis(redis)` in all that use it.
     :param max_wait: seconds that a request waits for budget at most, whatever its own timeout. `None` is no bound.
+    :raises ValidationError: an argument is not what it must be.
     """
 
     def __init__(
         self, budgets: Budgets | None = None, *, stores: MakeStore | None = None, max_wait: float | None = None
     ) -> None:
+        if not (budgets is None or isinstance(budgets, Budget) or callable(budgets)):
+            raise invalid("budgets", "must be a Budget, or a function of a model's name that gives one")
+        if stores is not None and not callable(stores):
+            raise invalid("stores", "must be a function that makes a store, such as in_redis(redis)")
+        if max_wait is not None and not (is_number(max_wait) and max_wait >= 0):
+            raise invalid("max_wait", "must be a number of seconds, 0 or more, or None")
         self._budgets = budgets
         self._stores = stores or _in_process
         self._max_wait = max_wait
@@ -101,6 +109,8 @@ class Limiter:
     def _new(self, model: str, digest: str) -> TokenBucket:
         budgets = self._budgets
         budget = (budgets(model) if callable(budgets) else budgets) or Budget()
+        if not isinstance(budget, Budget):
+            raise ConfigurationError(f"budgets: what the function gives for {model} must be a Budget, or None")
         store = self._stores(f"{model} {digest}".strip(), budget)
         return TokenBucket(budget, name=model, store=store, max_wait=self._max_wait)
 

@@ -36,7 +36,7 @@ class Attempt:
         """See `Completions.stream`. `Started` tells the deployment."""
         health = self._member.health
         began = self._clock()
-        probe = health.begin(began)
+        trial = health.begin(began)
         ended = False
         try:
             async with aclosing(self._completions.stream(self._request)) as events:
@@ -50,7 +50,7 @@ class Attempt:
                         case Done():
                             self._check(event)
                             ended = True
-                            health.succeeded(self._clock(), probe, self._tokens())
+                            health.succeeded(self._clock(), trial, self._tokens())
                             if self._usage is not None:
                                 yield self._usage
                         case _ if not self._visible:
@@ -63,11 +63,11 @@ class Attempt:
         except CompletionError as error:
             if not ended:
                 ended = True
-                health.failed(self._clock(), probe, error)
+                health.failed(self._clock(), trial, error)
             raise
         finally:
             if not ended:
-                health.left(probe)
+                health.left(trial)
 
     async def spent(
         self, error: CompletionError, chars: int, models: Mapping[str, ModelSettings] | None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from deltafan.errors import ConfigurationError
+from deltafan.llm.checks import is_number
 from deltafan.llm.router.health import Health
 from deltafan.llm.seam import Completions
 
@@ -24,6 +24,9 @@ class Deployment:
     """What requests ask for; by default the model."""
     completions: Completions | None = field(default=None, repr=False)
     """Who asks it, with a key and an address of its own; by default the router's."""
+    base_url: str | None = None
+    """Where completions of its own ask, so that a cache tells its answers from those of other places. `None`: nobody
+    knows, and what a cache stores for the router is of no use to another router object."""
     weight: float = 1.0
     """Its share among those of the same name. 0: only when the others cannot."""
     rpm: int | None = None
@@ -36,9 +39,12 @@ class Deployment:
     """What it is called in `Started.deployment` and in what is told; by default name and number."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ConfigurationError("deployment: model must not be empty")
-        if not 0 <= self.weight < math.inf:
+        if not isinstance(self.model, str) or not self.model:
+            raise ConfigurationError("deployment: model must be text, such as openai/gpt-5-mini")
+        for text in ("name", "id"):
+            if not isinstance(getattr(self, text), str):
+                raise ConfigurationError(f"deployment {self.model}: {text} must be text")
+        if not is_number(self.weight) or self.weight < 0:
             raise ConfigurationError(f"deployment {self.model}: weight must be a number of at least 0")
         for limit in ("rpm", "tpm"):
             value = getattr(self, limit)

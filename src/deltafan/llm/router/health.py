@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
 from deltafan.errors import CompletionError, ConfigurationError
@@ -51,6 +52,18 @@ class Rules:
             raise ConfigurationError("cooldown: must be a number of seconds above 0")
 
 
+class Trial(IntEnum):
+    """What a request is to a deployment's cooldown."""
+
+    NONE = 0
+    """It does not cool down."""
+    FORCED = 1
+    """Asked while it cools down, because nobody else was left. Its success ends the cooldown; its failure says nothing
+    that was not known."""
+    PROBE = 2
+    """The cooldown is over, and this is to find out whether it may be used again."""
+
+
 class Health:
     """Each request: `begin`, then one of `succeeded`, `failed` and `left`, with what `begin` gave."""
 
@@ -86,13 +99,16 @@ class Health:
         """When its cooldown ends, or ended."""
         return 0.0 if self._until is None else self._until
 
-    def begin(self, now: float) -> bool:
-        """A request begins. Gives whether it is a probe."""
+    def begin(self, now: float) -> Trial:
+        """A request begins. Gives what it is."""
         self.in_flight += 1
         self._spend(now, 1, 0)
-        probe = self._until is not None
-        self._probing = self._probing or probe
-        return probe
+        if self._until is None:
+            return Trial.NONE
+        if now < self._until:
+            return Trial.FORCED
+        self._probing = True
+        return Trial.PROBE
 
     def first_token(self, now: float, seconds: float) -> None:
         """The first visible delta has come after so long."""
@@ -100,31 +116,33 @@ class Health:
         self._latency = seconds if latency is None else latency + _SMOOTHING * (seconds - latency)
         self._measured = now
 
-    def succeeded(self, now: float, probe: bool, tokens: int = 0) -> None:
-        self.left(probe)
+    def succeeded(self, now: float, trial: Trial, tokens: int = 0) -> None:
+        self.left(trial)
         self._spend(now, 0, tokens)
         self._outcomes.append((now, True))
-        if probe:
+        if trial is not Trial.NONE:
             self._until, self._cooldown = None, self._rules.cooldown
             self._outcomes.clear()
 
-    def failed(self, now: float, probe: bool, error: CompletionError) -> None:
+    def failed(self, now: float, trial: Trial, error: CompletionError) -> None:
         if error.code in _CALLERS:
-            self.succeeded(now, probe)
+            self.succeeded(now, trial)
             return
-        self.left(probe)
+        self.left(trial)
         self._outcomes.append((now, False))
-        if probe:
+        if trial is Trial.PROBE:
             self._cooldown = min(self._cooldown * 2, MAX_COOLDOWN)
         if error.retry_after:
             self._cool(now + min(error.retry_after, MAX_COOLDOWN))
-        if probe or error.code in _LASTING or self._tripped(now):
+        if trial is Trial.FORCED:
+            return
+        if trial is Trial.PROBE or error.code in _LASTING or self._tripped(now):
             self._cool(now + self._cooldown)
 
-    def left(self, probe: bool) -> None:
+    def left(self, trial: Trial) -> None:
         """It was not waited for to the end, which says nothing of it."""
         self.in_flight -= 1
-        if probe:
+        if trial is Trial.PROBE:
             self._probing = False
 
     def latency(self, now: float) -> float | None:

@@ -38,6 +38,10 @@ class Members:
     def all(self) -> list[Member]:
         return [member for group in (*self._listed.values(), self._unlisted.values()) for member in group]
 
+    def deployments(self) -> list[Deployment]:
+        """Those that are listed."""
+        return [member.deployment for group in self._listed.values() for member in group]
+
     def listed(self, name: str) -> Sequence[Member]:
         return self._listed.get(name, ())
 
@@ -50,6 +54,11 @@ class Members:
         if len(self._unlisted) > MAX_UNLISTED:
             del self._unlisted[next(iter(self._unlisted))]
         return (member,)
+
+    def name_of(self, deployment: str) -> str | None:
+        """The name of the deployment with this id; `None` if there is none."""
+        known = (member.deployment for member in self.all())
+        return next((one.name for one in known if one.id == deployment), None)
 
     def check(self, name: str, where: str = "") -> None:
         """:raises CompletionError: `model_not_found`: there is no such name, and here are those that there are."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Final, get_args
+from typing import Any, Final, Self, get_args
+from uuid import uuid4
 
 from deltafan.errors import CompletionError, ConfigurationError
 from deltafan.events import Done, Event, Meta, Usage
@@ -18,6 +20,7 @@ from deltafan.llm.router.deployment import Deployment, DeploymentStatus, Member
 from deltafan.llm.router.health import Rules
 from deltafan.llm.router.members import Members
 from deltafan.llm.router.output import MidStream, Output, Turnover
+from deltafan.llm.router.places import digest
 from deltafan.llm.router.plan import Plan
 from deltafan.llm.router.strategy import Strategy
 from deltafan.llm.seam import Completions, Started
@@ -105,6 +108,8 @@ class Router:
     ) -> None:
         self._members = Members(deployments, rules or Rules(), unlisted=unlisted)
         self._completions = completions
+        self._own: Callable[[Completions], Completions] | None = None
+        self._salt = uuid4().hex
         self._strategy: Strategy = strategy
         self._mid_stream: MidStream = mid_stream
         self._fallbacks = dict(fallbacks or {})
@@ -120,6 +125,26 @@ class Router:
         """How every deployment does now."""
         now = self._clock()
         return [member.status(now) for member in self._members.all()]
+
+    def name_of(self, deployment: str) -> str | None:
+        """The name that the deployment with this id answers to; `None` if there is none."""
+        return self._members.name_of(deployment)
+
+    @property
+    def digest(self) -> str:
+        """Of where its deployments ask, for the namespace of a cache: the same name in another router may be another
+        model. Empty without listed deployments: then a name says all."""
+        return digest(self._members.deployments(), self._settings, self._salt)
+
+    def using(self, completions: Completions, own: Callable[[Completions], Completions] | None = None) -> Self:
+        """This router, its deployments' health shared, that asks those without completions of their own by these.
+
+        :param own: a ring that goes around the others' own completions.
+        """
+        other = copy.copy(self)
+        other._completions = completions
+        other._own = own
+        return other
 
     def provider_of(self, model: str) -> tuple[str, bool]:
         """The provider that a name stands for (of its first deployment), and whether all of it take a prefill."""
@@ -183,7 +208,11 @@ class Router:
         return Plan([request.model, *fallbacks], self._members.of, self._strategy), policy
 
     def _attempt(self, member: Member, request: Request, *, filtered: bool) -> Attempt:
-        completions = member.deployment.completions or self._completions
+        completions = member.deployment.completions
+        if completions is None:
+            completions = self._completions
+        elif self._own is not None:
+            completions = self._own(completions)
         assert completions is not None  # noqa: S101 - `_check` has seen to it
         return Attempt(member, completions, request, self._clock, filtered=filtered)
 
