@@ -27,6 +27,7 @@ from deltafan.llm import Request, Started
 from deltafan.llm.cache import Cached, warm_cache
 from deltafan.llm.cache.entry import LASTING
 from deltafan.llm.cache.fs import FsCache
+from deltafan.llm.seam import Ended
 from deltafan.telemetry.hooks import Signal
 
 REQUEST = Request(model="openai/gpt-5-mini", messages=[{"role": "user", "content": "Hi"}])
@@ -138,6 +139,15 @@ async def test_everything_of_an_answer_comes_back(cache: FsCache) -> None:
         *body[9:],
     ]
     assert merged[-1] == Done("tool_calls")
+    assert len(script.requests) == 1
+
+
+async def test_each_choice_comes_back_with_its_own_finish_reason(cache: FsCache) -> None:
+    end = Ended("stop", finish_reasons={0: "stop", 1: "length"})
+    script = Script([TextDelta("a"), TextDelta("b", choice=1), USAGE, end])
+    async with Cached(script, cache) as ring:
+        await collect(ring)
+        assert (await collect(ring))[-1] == end
     assert len(script.requests) == 1
 
 

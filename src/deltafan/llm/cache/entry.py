@@ -11,7 +11,7 @@ failure is stored as `{"created":…,"error":{…}}`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, get_args
 
@@ -34,7 +34,7 @@ from deltafan.events import (
     Usage,
 )
 from deltafan.llm.cache.protocol import CorruptEntry
-from deltafan.llm.seam import Started
+from deltafan.llm.seam import Ended, Started
 
 VERSION: Final = 1
 GENERATIONS: Final = 8
@@ -64,6 +64,8 @@ class Entry:
     usage: Usage
     """What the completion used and cost when it was made. A replay costs nothing and says so."""
     finish_reason: FinishReason
+    finish_reasons: Mapping[int, FinishReason] = field(default_factory=dict)
+    """Of each of several choices its own; empty for one choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,7 @@ class Recorder:
             pieces=tuple(tuple(map(len, run.pieces)) for run in self._runs),
             usage=self._usage,
             finish_reason=self._done.finish_reason,
+            finish_reasons=self._done.finish_reasons if isinstance(self._done, Ended) else {},
         )
 
 
@@ -186,7 +189,10 @@ def replay(entry: Entry, *, in_pieces: bool = False) -> Iterator[Event]:
         else:
             yield event
     yield replace(entry.usage, cost_usd=0.0)
-    yield Done(finish_reason=entry.finish_reason)
+    if entry.finish_reasons:
+        yield Ended(finish_reason=entry.finish_reason, finish_reasons=entry.finish_reasons)
+    else:
+        yield Done(finish_reason=entry.finish_reason)
 
 
 def encode(generations: Sequence[Entry | Failure]) -> bytes:
@@ -251,6 +257,9 @@ def _object(entry: Entry | Failure) -> dict[str, Any]:
         ],
         "usage": wire.payload(entry.usage),
         "finish_reason": entry.finish_reason,
+        **(
+            {"finish_reasons": {str(n): why for n, why in entry.finish_reasons.items()}} if entry.finish_reasons else {}
+        ),
     }
 
 
@@ -263,7 +272,8 @@ def _generation(raw: dict[str, Any]) -> Entry | Failure:
         return Failure(created, **error)
     events = [_event(one) for one in raw["events"]]
     usage = wire.from_object({"v": wire.VERSION, "type": "usage", **raw["usage"]})
-    if not isinstance(usage, Usage) or raw["finish_reason"] not in get_args(FinishReason):
+    reasons = raw.get("finish_reasons", {})
+    if not isinstance(usage, Usage) or not {raw["finish_reason"], *reasons.values()} <= set(get_args(FinishReason)):
         raise CorruptEntry("no usage, or no finish reason")
     return Entry(
         created=created,
@@ -274,6 +284,7 @@ def _generation(raw: dict[str, Any]) -> Entry | Failure:
         pieces=tuple(sizes for _, sizes in events),
         usage=usage,
         finish_reason=raw["finish_reason"],
+        finish_reasons={int(n): why for n, why in reasons.items()},
     )
 
 
