@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Provider
-from tests.e2e.cli_kit import line, running_cli
+from tests.e2e.cli_kit import environment, line, running_cli
 
 Worker = Callable[..., AbstractAsyncContextManager[None]]
 
@@ -57,6 +61,41 @@ async def test_a_model_is_asked_no_oftener_than_its_limit_over_all_workers(
     assert sorted(job.state for job in ended) == ["done", "done", "failed", "failed", "failed"]
     assert {job.error["code"] for job in ended if job.error} == {"rate_limit"}
     assert len(provider.requests) == 2
+
+
+ROUTES = """
+import sys
+from deltafan import Deployment, run_worker
+from deltafan.llm.router import Router
+
+def routes(models):
+    broken = Deployment("nosuch/broken", "fast", weight=1000)
+    return Router([broken, Deployment("openai/gpt-5-mini", "fast")], completions=models, unlisted=True)
+
+sys.exit(run_worker(routes=routes, ready=lambda name: print("ready", flush=True)))
+"""
+
+
+async def test_an_operators_routes_give_jobs_names_of_their_own(
+    queue: AsyncQueue, redis_url: str, provider: Provider, tmp_path: Path
+) -> None:
+    """Behind the name are two deployments, of which the first cannot answer; any other model is asked as ever."""
+    (tmp_path / "main.py").write_text(ROUTES)
+    env = {"REDIS_URL": redis_url, "OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "sk-test-0123456789"}
+    env |= {"NOSUCH_BASE_URL": "http://127.0.0.1:1/v1", "DELTAFAN_PROVIDERS": "nosuch"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(tmp_path / "main.py"), stdout=PIPE, env=environment(**env)
+    )
+    try:
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"ready\n"
+        results = [await (await queue.enqueue(model=m, prompt="Hello")).result(30) for m in ("fast", "gpt-4o")]
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert all(result.text for result in results)
+    assert [request.model for request in provider.requests] == ["gpt-5-mini", "gpt-4o"]
+    assert process.returncode == 0, "drained"
 
 
 async def test_a_prompt_that_is_too_long_for_its_model_is_never_sent(

@@ -10,7 +10,7 @@ from deltafan.llm.seam import Started
 
 _REQUEST_ID = ("x-request-id", "request-id", "apim-request-id")
 """OpenAI's name for it, Anthropic's and Azure's."""
-_RATE_LIMITS = "x-ratelimit-"
+_RATE_LIMITS = ("x-ratelimit-", "anthropic-ratelimit-")
 
 
 def started(provider: str, model: str, headers: Mapping[str, str], body: Any) -> Started:
