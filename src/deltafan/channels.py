@@ -10,6 +10,8 @@ CHANNEL_MAX: Final = 164
 ENCRYPTED: Final = "private-encrypted-"
 PRESENCE: Final = "presence-"
 PRIVATE: Final = "private-"
+PUSHER: Final = "pusher"
+"""The name by which jobs ask for the Pusher sink."""
 JOB_CHANNEL: Final = "private-job-"
 """What a job's own channel begins with, and no other may."""
 
@@ -32,11 +34,6 @@ def channel_problem(name: str) -> str | None:
 def job_channel(job_id: str) -> str:
     """The Pusher channel of a job that names none: private, because an id is no secret."""
     return JOB_CHANNEL + job_id
-
-
-def pusher_channels(job_id: str, chosen: tuple[str, ...] | list[str], channel: str | None) -> tuple[str, ...]:
-    """The Pusher channels of a job: those it names, else its `channel`, else one of its own."""
-    return tuple(chosen) or ((channel,) if channel is not None else (job_channel(job_id),))
 
 
 def bare(name: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError, PydanticSerializationError
 
-from deltafan.channels import CHANNEL_MAX, JOB_CHANNEL, channel_problem
+from deltafan.channels import CHANNEL_MAX, JOB_CHANNEL, PUSHER, channel_problem, job_channel
 from deltafan.errors import FieldError, ValidationError
 from deltafan.job_errors import BELOW, MODEL_NAME, SINK_NAME, field_errors
 from deltafan.settings import QUEUE_NAME, JobLimits
@@ -229,9 +229,9 @@ class JobSpec(_Strict):
             raise ValueError("give either `prompt` or `messages`")
         if self.delay is not None and self.run_at is not None:
             raise ValueError("give either `delay` or `run_at`")
-        if self.pusher_channels and "pusher" not in self.sinks:
+        if self.pusher_channels and PUSHER not in self.sinks:
             raise PydanticCustomError(BELOW, 'needs the sink `pusher`: sinks=["pusher"]', {BELOW: "pusher_channels"})
-        if "pusher" in self.sinks and self.channel is not None and not self.pusher_channels:
+        if PUSHER in self.sinks and self.channel is not None and not self.pusher_channels:
             problem = _pusher_problem(self.channel)
             if problem is not None:
                 message = "as a Pusher channel it {problem}; or give `pusher_channels`"
@@ -243,6 +243,12 @@ class JobSpec(_Strict):
         if self.messages is None:
             return [{"role": "user", "content": self.prompt}]
         return [m.model_dump(mode="json", exclude_unset=True) for m in self.messages]
+
+    def channels_on_pusher(self, job_id: str) -> tuple[str, ...]:
+        """Those it names, else its `channel`, else one of its own; none without the Pusher sink."""
+        if PUSHER not in self.sinks:
+            return ()
+        return tuple(self.pusher_channels) or (job_channel(job_id) if self.channel is None else self.channel,)
 
     def to_json(self) -> bytes:
         """The spec as it is stored: only what was given, so that defaults stay the worker's."""

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from deltafan.llm import Completions, LLMSettings, Retrying
 from deltafan.llm.cache import Cached
+from deltafan.llm.cache.around import cached
 from deltafan.llm.cache.backends import open_cache
 from deltafan.llm.compose import Ring, Rings, compose
 from deltafan.llm.context import ContextCheck
@@ -70,20 +71,8 @@ async def _cache(opened: AsyncExitStack, configuration: Configuration, hook: Hoo
     opened.push_async_callback(cache.aclose)
 
     def ring(inner: Completions) -> Cached:
-        router = inner if isinstance(inner, Router) else None
-        cached = Cached(
-            inner,
-            cache,
-            namespace=(router.digest if router else "") or "default",
-            name_of=router.name_of if router else None,
-            settings=configuration.llm,
-            ttl=settings.cache_ttl,
-            pace=settings.cache_pace,
-            timeout=settings.cache_timeout,
-            max_bytes=settings.cache_max_bytes,
-            hook=hook,
-        )
-        opened.push_async_callback(cached.aclose)  # before the cache
-        return cached
+        made = cached(inner, cache, settings, configuration.llm, hook)
+        opened.push_async_callback(made.aclose)  # before the cache
+        return made
 
     return ring

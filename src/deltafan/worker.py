@@ -13,6 +13,7 @@ from typing import Final
 import uvloop
 
 from deltafan.broker.connections import Connections
+from deltafan.channels import PUSHER
 from deltafan.engine.engine import Engine, new_worker_id
 from deltafan.engine.services import Services
 from deltafan.engine.supervisor import CANNOT_START, Supervisor
@@ -26,7 +27,7 @@ from deltafan.models import Routes, open_models
 from deltafan.program import in_loop, on_signals
 from deltafan.sinks.base import SinkFactory
 from deltafan.sinks.pusher.publisher import Publisher
-from deltafan.sinks.pusher.sink import PUSHER, pusher_sinks
+from deltafan.sinks.pusher.sink import pusher_sinks
 from deltafan.telemetry import logs
 from deltafan.telemetry.hooks import Hook
 from deltafan.wiring import Configuration, child_environment, load, take_lifeline

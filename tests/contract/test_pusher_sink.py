@@ -309,7 +309,7 @@ async def test_what_arrives_within_the_interval_is_merged_and_the_first_delta_go
     emulator: PusherEmulator,
 ) -> None:
     log = numbered(Meta(), *(TextDelta(text=f"{n},") for n in range(200)), Done("stop"))
-    job = JobInfo(JOB, "default", "room", {})
+    job = JobInfo(JOB, "default", None, {}, ("room",))
 
     async with publisher_of(emulator, interval=0.2) as (publisher, signals):
 

@@ -12,7 +12,7 @@ from deltafan.broker.connections import redis_errors
 from deltafan.broker.intake import Taken
 from deltafan.broker.keys import GROUP, TAKEOVER, Partition
 from deltafan.broker.scripts import REJECT
-from deltafan.channels import CHANNEL_MAX, channel_problem, pusher_channels
+from deltafan.channels import CHANNEL_MAX, channel_problem
 from deltafan.errors import ConflictError, FieldError, ValidationError
 from deltafan.job import DEFAULT_PRIORITY, JobSpec, parse_spec
 from deltafan.settings import JobLimits, Retention
@@ -121,8 +121,7 @@ def raw_spec(taken: Taken, limits: JobLimits) -> JobSpec:
         rule = f"must be a string: {taken.partition}- and then 1 to 150 letters, digits, _ or -"
         raise ValidationError([FieldError("id", rule)])
     spec = parse_spec(value, limits)
-    if "pusher" in spec.sinks:
-        for channel in pusher_channels(taken.job_id, spec.pusher_channels, spec.channel):
-            if problem := channel_problem(channel):
-                raise ValidationError([FieldError("id", f"its channel {channel[:CHANNEL_MAX]!r} {problem}")])
+    for channel in spec.channels_on_pusher(taken.job_id):
+        if problem := channel_problem(channel):
+            raise ValidationError([FieldError("id", f"its channel {channel[:CHANNEL_MAX]!r} {problem}")])
     return spec

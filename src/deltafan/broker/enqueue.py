@@ -13,7 +13,6 @@ import orjson
 
 from deltafan.broker.keys import GROUP, Partition
 from deltafan.broker.scripts import ENQUEUE, Arg, Call, pairs
-from deltafan.channels import pusher_channels
 from deltafan.errors import ConflictError, FieldError, QueueFull, ValidationError
 from deltafan.job import JobSpec, JobState
 
@@ -90,8 +89,8 @@ def build(
     }
     if spec.subject is not None:
         record["subject"] = spec.subject
-    if "pusher" in spec.sinks:
-        record["pusher_channels"] = orjson.dumps(pusher_channels(job_id, spec.pusher_channels, spec.channel))
+    if channels := spec.channels_on_pusher(job_id):
+        record["pusher_channels"] = orjson.dumps(channels)
     if retry_of is not None:
         record["retry_of"] = retry_of
     args: list[Arg] = [

@@ -24,11 +24,10 @@ from deltafan.errors import ConfigurationError, ConflictError, FieldError, JobFa
 from deltafan.events import Event, EventId, Usage
 from deltafan.job import JobSpec, parse_spec
 from deltafan.settings import JobLimits, RedisSettings, Retention, TokenSettings
-from deltafan.tokens import Hidden, TokenKeys
+from deltafan.tokens import TENANT_MAX, Hidden, TokenKeys
 from deltafan.transcript import ToolCall, Transcript
 from deltafan.wire import parse_event_id
 
-TENANT_MAX = 64
 SSE_HEARTBEAT = 15.0
 """Seconds: the WHATWG's advice for event streams behind proxies."""
 

@@ -12,7 +12,7 @@ import aiohttp
 import typer
 
 from deltafan import sse
-from deltafan.channels import job_channel
+from deltafan.channels import PUSHER, job_channel
 from deltafan.cli.base import Json, new_app
 from deltafan.cli.child import ChildFailed
 from deltafan.cli.flags import Given, takes_settings
@@ -23,7 +23,6 @@ from deltafan.devserver.pusher import PusherEmulator
 from deltafan.errors import DeltafanError
 from deltafan.events import EVENT_CLASSES, Event
 from deltafan.settings import ClientSettings, LogSettings, RedisSettings
-from deltafan.sinks.pusher.sink import PUSHER
 from deltafan.transcript import Transcript
 from deltafan.wire import decode, dumps
 from deltafan.wiring import Configuration, variable

@@ -14,6 +14,7 @@ from deltafan.errors import CompletionError, ConfigurationError
 from deltafan.llm import LLMSettings, ProviderSettings, Retrying, split_model
 from deltafan.llm.agent import ToolLoop
 from deltafan.llm.cache import Cache, Cached, CachedEmbedder
+from deltafan.llm.cache.around import cached
 from deltafan.llm.cache.backends import open_cache
 from deltafan.llm.cache.settings import CacheSettings
 from deltafan.llm.compose import Ring, Rings, compose
@@ -89,27 +90,20 @@ def open_chain(plan: Plan) -> Chain:
     if cache is not None:
         if cache is not plan.cache:
             close.insert(0, cache.aclose)
-        common = {
-            "settings": plan.settings,
-            "ttl": told.cache_ttl,
-            "timeout": told.cache_timeout,
-            "max_bytes": told.cache_max_bytes,
-            "hook": _warn,
-        }
-        embedder = CachedEmbedder(embedder, cache, **common)  # type: ignore[arg-type]
+        embedder = CachedEmbedder(
+            embedder,
+            cache,
+            settings=plan.settings,
+            ttl=told.cache_ttl,
+            timeout=told.cache_timeout,
+            max_bytes=told.cache_max_bytes,
+            hook=_warn,
+        )
 
         def around(inner: Completions) -> Cached:
-            router = inner if isinstance(inner, Router) else None
-            cached = Cached(
-                inner,
-                cache,
-                namespace=(router.digest if router else "") or "default",
-                name_of=router.name_of if router else None,
-                pace=told.cache_pace,
-                **common,  # type: ignore[arg-type]
-            )
-            close.insert(0, cached.aclose)
-            return cached
+            made = cached(inner, cache, told, plan.settings, _warn)
+            close.insert(0, made.aclose)
+            return made
 
     limiter = partial(Limited, limiter=plan.limiter, settings=plan.settings) if plan.limiter is not None else None
     rings = Rings(

@@ -11,6 +11,7 @@ from typing import Any
 
 from deltafan.broker.claims import Claim, Claims
 from deltafan.broker.connections import Connections
+from deltafan.channels import PUSHER
 from deltafan.engine.ending import Ending
 from deltafan.engine.flusher import Flusher
 from deltafan.engine.history import History, read_history
@@ -181,7 +182,7 @@ class JobRun:
         missing = unknown_sinks(spec.sinks, self._services.sinks)
         if missing:
             has = ", ".join(sorted(self._services.sinks)) or "none"
-            hint = "; set PUSHER_APP_ID, PUSHER_KEY and PUSHER_SECRET" if "pusher" in missing else ""
+            hint = "; set PUSHER_APP_ID, PUSHER_KEY and PUSHER_SECRET" if PUSHER in missing else ""
             told = f"sinks: this worker has no {', '.join(missing)} (it has: {has}{hint})"
             return CompletionError("bad_request", told)
         return self._services.tool_problem(spec)

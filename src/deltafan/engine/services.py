@@ -85,7 +85,7 @@ class Services:
 
 def job_info(job_id: str, tenant: str, spec: JobSpec) -> JobInfo:
     """What the sinks of a job may know of it."""
-    return JobInfo(job_id, tenant, spec.channel, spec.metadata, tuple(spec.pusher_channels), spec.subject)
+    return JobInfo(job_id, tenant, spec.channel, spec.metadata, spec.channels_on_pusher(job_id), spec.subject)
 
 
 def log_reader(connections: Connections, job_id: str) -> CatchUp:

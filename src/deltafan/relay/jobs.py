@@ -8,9 +8,8 @@ from aiohttp import web
 
 from deltafan.broker.listing import MAX_LIMIT
 from deltafan.broker.status import JobStatus
-from deltafan.channels import pusher_channels
 from deltafan.errors import FieldError, ValidationError
-from deltafan.job import JobSpec, parse_spec
+from deltafan.job import parse_spec
 from deltafan.relay.answers import Refusal, answer
 from deltafan.relay.body import json_object, read_body
 from deltafan.relay.context import OWNERSHIP, TOKEN_KEYS, job_of, queue_of, urls
@@ -32,7 +31,7 @@ async def enqueue(request: web.Request) -> web.Response:
         {"id": job.id, "state": enqueued.state, "channel": spec.channel or job.channel}
         | links
         | _token(request, principal.tenant, job.id)
-        | pusher_of(request, _pusher_channels(spec, job.id)),
+        | pusher_of(request, spec.channels_on_pusher(job.id)),
         202,
         {"Location": links["status_url"]},
     )
@@ -78,10 +77,6 @@ def _shown(request: web.Request, status: JobStatus) -> dict[str, Any]:
 def _token(request: web.Request, tenant: str, job_id: str) -> dict[str, str]:
     keys = request.app.get(TOKEN_KEYS)
     return {} if keys is None else {"token": keys.mint(tenant, jobs=[job_id], cancel=True)}
-
-
-def _pusher_channels(spec: JobSpec, job_id: str) -> tuple[str, ...]:
-    return pusher_channels(job_id, spec.pusher_channels, spec.channel) if "pusher" in spec.sinks else ()
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

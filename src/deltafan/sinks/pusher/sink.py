@@ -7,17 +7,14 @@ import secrets
 from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
-from deltafan.channels import ENCRYPTED, channel_problem, pusher_channels
+from deltafan.channels import ENCRYPTED, channel_problem
 from deltafan.errors import FieldError, ValidationError
 from deltafan.events import Event, EventId
 from deltafan.sinks.base import JobInfo, Sink, SinkFactory, Undeliverable
 from deltafan.sinks.pusher.messages import Message, limit_of, messages_of
 from deltafan.sinks.pusher.publisher import Publisher
-
-PUSHER: Final = "pusher"
-"""The name by which jobs ask for it."""
 
 
 class PusherSink:
@@ -67,8 +64,9 @@ class PusherSink:
         await asyncio.sleep(self._pause - clock())
         began = clock()
         numbered = [(event, event.id or EventId(1, self._next + place)) for place, event in enumerate(batch)]
+        made = {limit: self._messages(numbered, limit) for limit in set(map(limit_of, self.channels))}
         outcomes = await asyncio.gather(
-            *(self._send(channel, numbered) for channel in self.channels), return_exceptions=True
+            *(self._send(channel, made[limit_of(channel)]) for channel in self.channels), return_exceptions=True
         )
         self._pause = began + self._publisher.settings.interval
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -81,17 +79,20 @@ class PusherSink:
         if batch[-1].type != "done":
             await asyncio.sleep(self._pause - clock())  # here, so that what comes meanwhile is merged
 
-    async def _send(self, channel: str, numbered: Sequence[tuple[Event, EventId]]) -> None:
+    def _messages(self, numbered: Sequence[tuple[Event, EventId]], limit: int) -> list[Message]:
+        """Made once for all channels with the same limit."""
+        return [
+            message
+            for event, event_id in numbered
+            for message in messages_of(event.job or self.job_id, event, event_id, limit)
+        ]
+
+    async def _send(self, channel: str, made: Sequence[Message]) -> None:
         if channel in self._locked:
             self._tell_locked(channel)
             return
-        sent, limit = self._sent[channel], limit_of(channel)
-        messages = [
-            message
-            for event, event_id in numbered
-            if sent is None or event_id > sent
-            for message in messages_of(event.job or self.job_id, event, event_id, limit)
-        ]
+        sent = self._sent[channel]
+        messages = [message for message in made if sent is None or message.event_id > sent]
         await self._publisher.send(channel, messages, partial(self._accepted, channel))
 
     def _tell_locked(self, channel: str) -> None:
@@ -114,6 +115,6 @@ def pusher_sinks(publisher: Publisher) -> SinkFactory:
     """What makes a job's Pusher sink."""
 
     async def make(job: JobInfo) -> Sink:
-        return PusherSink(pusher_channels(job.id, job.pusher_channels, job.channel), publisher, job_id=job.id)
+        return PusherSink(job.pusher_channels, publisher, job_id=job.id)
 
     return make
