@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from deltafan.cli.child import Child
+from deltafan.child import Child
 from deltafan.devserver.valkey import EmbeddedValkey
 
 

@@ -15,13 +15,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
+from deltafan.devserver.proxy import Proxy, proxied
 from deltafan.errors import CompletionError
 from deltafan.llm.limits import Allowance, Budget, Limiter, Observation, TokenBucket
 from deltafan.llm.limits import shared as shared_module
 from deltafan.llm.limits.budget import Amount, Granted, Waiting
 from deltafan.llm.limits.shared import RedisStore, in_redis
 from tests.contract.limits_kit import Grant, Lab, check_windows
-from tests.proxy import Proxy, proxied
 
 NAME = "openai/gpt-5 k"
 MINUTE = Budget(requests=10, tokens=1000)

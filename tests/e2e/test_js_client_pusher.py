@@ -9,12 +9,12 @@ import orjson
 import pytest
 
 from deltafan.broker.queue import AsyncQueue
+from deltafan.devserver.proxy import proxied
 from deltafan.devserver.pusher import PusherEmulator
 from deltafan.events import ToolCallDelta, ToolResult
 from tests.e2e.js_client_kit import Follower, Nobody, Publisher, chunks, following, merged, split
 from tests.e2e.relay_kit import SPEC, HandWorker, Work, running_relay
 from tests.js_kit import needs_node
-from tests.proxy import proxied
 
 pytestmark = needs_node
 

@@ -12,12 +12,12 @@ from aiohttp import web
 from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Provider, Script, Text, parse_faults
 from deltafan.devserver.provider import running as running_provider
+from deltafan.devserver.proxy import proxied
 from deltafan.events import ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from tests.conftest import StartWorker
 from tests.e2e.js_client_kit import Follower, Nobody, following, free_port
 from tests.e2e.relay_kit import SPEC, HandWorker, running_relay
 from tests.js_kit import needs_node
-from tests.proxy import proxied
 
 pytestmark = needs_node
 

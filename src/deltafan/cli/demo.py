@@ -14,7 +14,7 @@ import typer
 from deltafan import sse
 from deltafan.channels import PUSHER, job_channel
 from deltafan.cli.base import Json, new_app
-from deltafan.cli.child import ChildFailed
+from deltafan.child import ChildFailed
 from deltafan.cli.flags import Given, takes_settings
 from deltafan.cli.follow import FollowPrinter
 from deltafan.cli.output import FAILED, note, run

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from deltafan.broker.connections import redacted
-from deltafan.cli.child import Child, ChildFailed
+from deltafan.broker.address import redacted
+from deltafan.child import Child, ChildFailed
 from deltafan.devserver import pusher
 from deltafan.devserver.provider import Script, running
 from deltafan.devserver.valkey import EmbeddedValkey

@@ -15,11 +15,11 @@ from deltafan.broker.connections import Connections
 from deltafan.broker.hub import Feed, Hub
 from deltafan.broker.log import Entry
 from deltafan.broker.queue import AsyncQueue
+from deltafan.devserver.proxy import Proxy, proxied
 from deltafan.events import Event, EventId, TextDelta
 from deltafan.settings import RedisSettings
 from tests.contract.lua_kit import K, Lab, Work
 from tests.oracle import check_order, check_whole
-from tests.proxy import Proxy, proxied
 
 
 @pytest_asyncio.fixture

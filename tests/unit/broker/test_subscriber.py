@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 
 from deltafan.broker.connections import Connections
 from deltafan.broker.subscriber import Subscriber
+from deltafan.devserver.proxy import Proxy, proxied
 from deltafan.errors import BrokerUnavailable
 from deltafan.settings import RedisSettings
-from tests.proxy import Proxy, proxied
 
 PROBE = 0.05
 

@@ -18,6 +18,7 @@ from deltafan.broker.queue import AsyncQueue
 from deltafan.broker.scripts import APPEND, CLAIM, FINISH, RELEASE, RETRY, TAKE, Script
 from deltafan.devserver.provider import Script as Answers
 from deltafan.devserver.provider import Text, parse_faults, running
+from deltafan.devserver.proxy import Proxy, proxied
 from deltafan.devserver.valkey import EmbeddedValkey
 from deltafan.engine.engine import Engine
 from deltafan.engine.services import Services
@@ -27,7 +28,6 @@ from deltafan.telemetry.hooks import Signal
 from deltafan.wire import decode
 from tests.conftest import StartWorker, completions_of, test_settings
 from tests.oracle import check_whole
-from tests.proxy import Proxy, proxied
 
 K = Partition(0)
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4

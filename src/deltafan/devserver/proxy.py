@@ -1,14 +1,24 @@
-"""A TCP proxy that fails as networks do: it cuts, swallows, or holds back, in either direction."""
+"""A TCP proxy that fails as networks do: it delays, swallows, holds back, cuts, or cuts after a number of bytes.
+
+It stands before one server, and its faults are told to it while it runs:
+
+    async with proxied("redis://127.0.0.1:6379/0") as proxy:
+        worker_url = proxy.url("redis://127.0.0.1:6379/0")
+        proxy.silence()
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
 CHUNK = 64 * 1024
+"""Bytes passed on at once at the most."""
+_PORTS = {"redis": 6379, "rediss": 6379, "http": 80, "https": 443}
 Watch = Callable[[bytes], bool]
 
 
@@ -18,6 +28,10 @@ class Gate:
     def __init__(self) -> None:
         self.swallows = False
         """Bytes vanish; the sockets look healthy."""
+        self.delay = 0.0
+        """Seconds that each piece takes longer, one after another."""
+        self.cut_after: int | None = None
+        """Reset each connection that begins from now on when it has passed so many bytes in this direction."""
         self._open = asyncio.Event()
         self._open.set()
 
@@ -26,10 +40,13 @@ class Gate:
         self._open.clear()
 
     def flow(self) -> None:
-        self.swallows = False
+        """Pass everything, at once."""
+        self.swallows, self.delay, self.cut_after = False, 0.0, None
         self._open.set()
 
     async def passage(self) -> None:
+        if self.delay:
+            await asyncio.sleep(self.delay)
         await self._open.wait()
 
 
@@ -37,6 +54,8 @@ class Gate:
 class _Connection:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
+    left: dict[Gate, int] = field(default_factory=dict)
+    """Bytes it may still pass through a gate, where that is limited."""
     silent: bool = False
 
     def abort(self) -> None:
@@ -55,15 +74,22 @@ class Proxy:
         self.down = Gate()
         """From the server to clients."""
         self.accepted = 0
+        """Connections taken so far."""
         self._refuses = False
         self._cut_on: Watch | None = None
         self.was_cut = asyncio.Event()
         self._connections: set[_Connection] = set()
 
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return len(self._connections)
+
     def url(self, url: str) -> str:
         """The server's URL, by way of us."""
         parts = urlsplit(url)
-        return urlunsplit(parts._replace(netloc=f"127.0.0.1:{self.port}"))
+        who, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{who}{at}127.0.0.1:{self.port}"))
 
     def cut(self) -> None:
         """Reset every connection; new ones are taken."""
@@ -84,21 +110,32 @@ class Proxy:
             connection.silent = True
 
     def cut_after_request(self, watch: Watch) -> None:
-        """Once, pass the request that `watch` knows on to the server, and cut its connection before the answer."""
+        """Once, pass the request that `watch` knows on to the server, and cut its connection before the answer.
+
+        For servers that speak Redis's protocol.
+        """
         self._cut_on = watch
         self.was_cut.clear()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def heal(self) -> None:
+        """Be a plain proxy again. Connections that have been silenced stay so."""
+        self.come_back()
+        self.up.flow()
+        self.down.flow()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One client's connection, until either side ends it."""
         if self._refuses:
             writer.transport.abort()
             return
         self.accepted += 1
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._target)
-        except OSError:
+        except (OSError, ssl.SSLError):
             writer.transport.abort()
             return
         connection = _Connection(writer, server_writer)
+        connection.left = {g: g.cut_after for g in (self.up, self.down) if g.cut_after is not None}
         self._connections.add(connection)
         try:
             async with asyncio.TaskGroup() as group:
@@ -116,20 +153,18 @@ class Proxy:
             if cuts:
                 self._cut_on = None
                 self.down.hold()
-            connection.server.write(data)
-            await connection.server.drain()
+            await _pass_on(data, connection.server)
             if cuts:
                 await self._applied()
                 connection.abort()
                 self.down.flow()
                 self.was_cut.set()
-        raise EOFError
+        await _end(connection, connection.server)
 
     async def _answers(self, connection: _Connection, reader: asyncio.StreamReader) -> None:
         async for data in _passing(reader, self.down, connection):
-            connection.client.write(data)
-            await connection.client.drain()
-        raise EOFError
+            await _pass_on(data, connection.client)
+        await _end(connection, connection.client)
 
     async def _applied(self) -> None:
         """The server works in order: when it has answered a PING that was sent later, it has done the request."""
@@ -139,25 +174,46 @@ class Proxy:
         other.close()
 
 
+async def _pass_on(data: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(data)
+    await writer.drain()
+
+
+async def _end(connection: _Connection, other: asyncio.StreamWriter) -> None:
+    """One side has ended, and so will the other when it has everything. A half-open socket does not even show that."""
+    if connection.silent:
+        await asyncio.Event().wait()
+    other.close()
+    await other.wait_closed()
+    raise EOFError
+
+
 async def _passing(reader: asyncio.StreamReader, gate: Gate, connection: _Connection) -> AsyncIterator[bytes]:
     while data := await reader.read(CHUNK):
         await gate.passage()
-        if not (gate.swallows or connection.silent):
+        if gate.swallows or connection.silent:
+            continue
+        left = connection.left.get(gate)
+        if left is None:
             yield data
+            continue
+        connection.left[gate] = left - len(data)
+        yield data[:left]
+        if len(data) >= left:
+            raise EOFError
 
 
 @asynccontextmanager
 async def proxied(url: str) -> AsyncIterator[Proxy]:
-    """A proxy before the server of a URL."""
+    """A proxy on a free port of 127.0.0.1, before the server of a URL."""
     parts = urlsplit(url)
-    proxy = Proxy(parts.hostname or "127.0.0.1", parts.port or 6379)
-    server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0)
+    proxy = Proxy(parts.hostname or "127.0.0.1", parts.port or _PORTS.get(parts.scheme, 0))
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
     finally:
         server.close()
-        proxy.up.flow()
-        proxy.down.flow()
+        proxy.heal()
         proxy.cut()
         await server.wait_closed()

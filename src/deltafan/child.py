@@ -6,8 +6,9 @@ import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 import orjson
 
@@ -29,20 +30,32 @@ class Child:
     """`deltafan <arguments> --json` under `async with`, which ends it in order.
 
     It runs in a session of its own: Ctrl-C in a terminal is for us, and it ends when we have.
+
+    :param log: where its standard error goes; left out: to ours.
+    :param program: what is run instead of `deltafan`, such as an operator's own worker. It gets no `--json`.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        log: IO[bytes] | None = None,
+        program: Sequence[str] | None = None,
+    ) -> None:
         self.name = arguments[0]
-        self._arguments = arguments
+        self._command = tuple(program or (sys.executable, "-m", "deltafan", *arguments, "--json"))
         self._environment = environment
+        self._log = log
         self._process: Process | None = None
         self._rest: asyncio.Task[bytes] | None = None
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "deltafan", *self._arguments, "--json"),
+            *self._command,
             stdin=PIPE,
             stdout=PIPE,
+            stderr=self._log,
             env=child_environment(self._environment),
             start_new_session=True,
         )
@@ -68,6 +81,19 @@ class Child:
     @property
     def pid(self) -> int:
         return self._running().pid
+
+    @property
+    def alive(self) -> bool:
+        return self._running().returncode is None
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; one that has ended gets none."""
+        with suppress(ProcessLookupError):
+            self._running().send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for its end. Gives its exit code, negative for a signal."""
+        return await self._running().wait()
 
     async def ready(self) -> dict[str, Any]:
         """Wait for the line that it prints when it is ready.

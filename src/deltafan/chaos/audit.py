@@ -1,0 +1,93 @@
+"""What Redis holds when everything has ended: does it agree with the outcome, and is nothing left behind?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from deltafan.broker.connections import Connections, redis_errors
+from deltafan.broker.keys import GROUP, Partition, partition
+from deltafan.broker.status import read_status
+from deltafan.errors import JobNotFound
+from deltafan.events import Done, Event, Usage
+from deltafan.transcript import Transcript
+
+STATE_OF = {"cancelled": "cancelled", "expired": "expired", "error": "failed"}
+"""The state of a job whose `done` gives one of these reasons; any other is `done`."""
+LASTING = ("queue:", "dead:", "jobs:", "expiries", "delayed:", "deadlines")
+"""Keys that need no expiry of their own: they belong to a queue or a tenant, and are emptied as jobs go."""
+
+
+async def record_problems(connections: Connections, job_id: str, transcript: Transcript) -> list[str]:
+    """Whether a job's record and dead letter agree with what its followers saw.
+
+    :raises BrokerUnavailable: Redis cannot be reached.
+    """
+    try:
+        status = await read_status(connections.commands, job_id)
+    except JobNotFound:
+        return ["has no record"]
+    problems: list[str] = []
+    done = transcript.done
+    if done is None:
+        return [] if not status.has_ended else [f"its record says {status.state}, and nobody saw a done"]
+    state = STATE_OF.get(done.finish_reason, "done")
+    if status.state != state:
+        problems.append(f"its record says {status.state}, its done {done.finish_reason}")
+    if status.attempt != transcript.attempt:
+        problems.append(f"its record says attempt {status.attempt}, its log {transcript.attempt}")
+    buried = job_id in await _buried(connections, job_id, status.queue)
+    if buried != (state == "failed"):
+        problems.append(f"it is {state} and {'has a' if buried else 'has no'} dead letter")
+    return problems
+
+
+async def _buried(connections: Connections, job_id: str, queue: str) -> list[str]:
+    with redis_errors():
+        letters: Any = await connections.commands.xrange(partition(job_id).dead(queue))
+    return [fields.get(b"id", b"").decode() for _, fields in letters]
+
+
+async def queue_problems(connections: Connections, queues: Iterable[str] = ("default",)) -> list[str]:
+    """Whether anything still waits, runs or is unacknowledged, when every job has ended."""
+    problems: list[str] = []
+    redis = connections.commands
+    for number in range(connections.settings.partitions):
+        keys = Partition(number)
+        for queue in queues:
+            for stream in keys.queues(queue):
+                with redis_errors():
+                    if waiting := await redis.xlen(stream):
+                        problems.append(f"{stream} holds {waiting} entries")
+                    groups: Any = await redis.xinfo_groups(stream) if await redis.exists(stream) else []
+                pending = sum(group["pending"] for group in groups if group["name"] == GROUP.encode())
+                if pending:
+                    problems.append(f"{stream} has {pending} unacknowledged entries")
+            with redis_errors():
+                if delayed := await redis.zcard(keys.delayed(queue)):
+                    problems.append(f"{keys.delayed(queue)} holds {delayed} jobs")
+        with redis_errors():
+            if deadlines := await redis.zcard(keys.deadlines):
+                problems.append(f"{keys.deadlines} holds {deadlines} jobs")
+    return problems
+
+
+async def expiry_problems(connections: Connections) -> list[str]:
+    """Keys of ours that would stay for ever."""
+    problems: list[str] = []
+    redis = connections.commands
+    with redis_errors():
+        async for found in redis.scan_iter(match="deltafan:*", count=1000):
+            name = found.decode("utf-8", "replace")
+            if not name.partition("}:")[2].startswith(LASTING) and await redis.ttl(found) == -1:
+                problems.append(f"{name} never expires")
+    return problems
+
+
+def usage_of(events: Iterable[Event]) -> list[Usage]:
+    """What each finished attempt was said to have used."""
+    return [event for event in events if isinstance(event, Usage)]
+
+
+def done_of(events: Iterable[Event]) -> Done | None:
+    return next((event for event in events if isinstance(event, Done)), None)

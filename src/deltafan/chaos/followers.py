@@ -1,0 +1,176 @@
+"""Followers as users write them: over SSE, on Redis's channel, with the Python client. Each keeps all that it saw."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from deltafan.broker.queue import AsyncQueue
+from deltafan.errors import BrokerUnavailable, JobNotFound, LogExpired
+from deltafan.events import Done, Event, EventId
+from deltafan.sse import Decoder
+from deltafan.wire import decode
+
+RETRY = 0.05
+"""Seconds until a follower that was cut off tries again. Browsers take longer; a test has less patience."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one follower has seen."""
+
+    follower: str
+    events: list[Event] = field(default_factory=list)
+    resets: int = 0
+    """How often it was told that what it had is void."""
+    connections: int = 0
+    failures: list[str] = field(default_factory=list)
+    """Answers other than a stream, such as `503`."""
+    gone: str = ""
+    """Why there is nothing more to follow, when it was told so instead of `done`."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def last(self) -> EventId | None:
+        return self.events[-1].id if self.events else None
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1], Done)
+
+    def add(self, event: Event) -> None:
+        self.events.append(event)
+        self.news.set()
+
+    def reset(self) -> None:
+        self.events.clear()
+        self.resets += 1
+
+    async def until(self, check: Callable[[Seen], bool], timeout: float = 30.0) -> None:
+        """Return as soon as what has been seen fulfils a check.
+
+        :raises TimeoutError: it does not in time; says where the follower stands.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while not check(self):
+                    self.news.clear()
+                    await self.news.wait()
+        except TimeoutError:
+            raise TimeoutError(f"{self.follower}: {len(self.events)} events, the last {self.last}") from None
+
+
+Follow = Callable[[Seen], Awaitable[None]]
+
+
+def by_sse(http: aiohttp.ClientSession, relays: Sequence[str], job_id: str, after: EventId | None = None) -> Follow:
+    """As a browser does: connects again with `Last-Event-ID`, to the next relay in turn, until `done`."""
+
+    async def follow(seen: Seen) -> None:
+        cursor = after
+        while not seen.ended:
+            relay = relays[seen.connections % len(relays)]
+            seen.connections += 1
+            headers = {"Last-Event-ID": str(cursor)} if cursor is not None else {}
+            try:
+                async with http.get(f"{relay}/v1/jobs/{job_id}/events", headers=headers) as answer:
+                    if answer.status in (404, 410):
+                        seen.gone = (await answer.json())["error"]["code"]
+                        return
+                    if answer.status != 200:
+                        seen.failures.append(str(answer.status))
+                    else:
+                        cursor = await _frames(answer, seen, cursor)
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                pass
+            if not seen.ended:
+                await asyncio.sleep(RETRY)
+
+    return follow
+
+
+async def _frames(answer: aiohttp.ClientResponse, seen: Seen, cursor: EventId | None) -> EventId | None:
+    decoder = Decoder()
+    try:
+        async for data in answer.content.iter_any():
+            for frame in decoder.feed(data):
+                if frame.event == "reset":
+                    seen.reset()
+                    cursor = None
+                elif frame.event != "heartbeat" and (event := decode(frame.data)) is not None:
+                    seen.add(event)
+                    cursor = event.id
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        pass  # cut off: what came before it counts
+    return cursor
+
+
+def by_client(queue: AsyncQueue, job_id: str, after: EventId | None = None) -> Follow:
+    """`async for event in job.events()`: the client waits outages out by itself, once it has begun."""
+
+    async def follow(seen: Seen) -> None:
+        cursor = after
+        while not seen.ended:
+            seen.connections += 1
+            try:
+                async for event in queue.job(job_id).events(cursor):
+                    if cursor is not None and event.id is not None and event.id <= cursor:
+                        seen.reset()  # an id that the log does not reach is void: all comes
+                    cursor = event.id
+                    seen.add(event)
+                return
+            except BrokerUnavailable as error:
+                seen.failures.append(str(error))
+                await asyncio.sleep(RETRY)
+            except (JobNotFound, LogExpired) as error:
+                seen.gone = error.code
+                return
+
+    return follow
+
+
+def by_channel(redis: Redis, channel: str, log: str) -> Follow:
+    """As a program in any language does: subscribe, read the log, merge by id; read the log again after a hole or a
+    lost connection, and when nothing has come for a second.
+    """
+
+    async def read(seen: Seen) -> None:
+        start = f"({seen.last}" if seen.last is not None else "-"
+        found: Any = await redis.xrange(log, min=start)
+        for _, fields in found:
+            if (event := decode(fields[b"e"])) is not None:
+                seen.add(event)
+
+    async def listen(seen: Seen) -> None:
+        async with redis.pubsub() as pubsub:
+            await pubsub.subscribe(channel)
+            await read(seen)
+            while not seen.ended:
+                message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=1.0)
+                event = decode(message["data"]) if message and message["type"] == "message" else None
+                if event is not None and _is_next(seen.last, event):
+                    seen.add(event)
+                elif message is None or event is None or seen.last is None or (event.id or seen.last) > seen.last:
+                    await read(seen)
+
+    async def follow(seen: Seen) -> None:
+        while not seen.ended:
+            seen.connections += 1
+            try:
+                await listen(seen)
+            except (RedisError, OSError, TimeoutError):
+                await asyncio.sleep(RETRY)
+
+    return follow
+
+
+def _is_next(last: EventId | None, event: Event) -> bool:
+    if last is None or event.id is None:
+        return False
+    return event.id == EventId(last.attempt, last.seq + 1) or (event.id.attempt > last.attempt and event.id.seq == 0)
