@@ -1,37 +1,38 @@
-"""One subscription connection, however many channels.
+"""All subscriptions of a process: one connection, however many channels; one a node on a cluster.
 
 Contract: once `subscribe` has returned, every message that Redis publishes on the channel reaches `on_message`, in
 order, while the connection lives. When it was replaced, messages may be missing, and `on_gap` is called after the new
 one is confirmed: the listener reads the log. A connection that is silent for `probe_interval` is sent a PING; one that
 does not answer within another interval is replaced, however healthy its socket looks.
+
+On a cluster a channel is on the connection to the node that serves its slot. When the slot goes to another node, which
+the old one says (an unasked `sunsubscribe`, MOVED) or the slot map, looked at every `probe_interval`, the channel goes
+after it, as over a replaced connection. Behind Sentinel the connection is given up as soon as the sentinels name
+another primary: one that was cut off and demoted would go on looking healthy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from redis.asyncio import Connection
-from redis.exceptions import RedisError
+from redis.exceptions import MovedError, RedisError
 
+from deltafan.broker.address import Node
 from deltafan.broker.connections import Connections
+from deltafan.broker.line import RECONNECT_MIN, Channel, Line, OnGap, OnMessage
+from deltafan.broker.slots import SlotMap, slot_of
 from deltafan.errors import BrokerUnavailable
 
-OnMessage = Callable[[bytes], None]
-OnGap = Callable[[], None]
-_RECONNECT_MIN, _RECONNECT_MAX = 0.05, 2.0
-
-
-@dataclass(slots=True)
-class _Channel:
-    on_message: OnMessage
-    on_gap: OnGap
-    confirmed: asyncio.Event = field(default_factory=asyncio.Event)
-    was_live: bool = False
+__all__ = ["OnGap", "OnMessage", "Subscriber"]
+_LOOK_AGAIN: Final = 0.5
+"""Seconds between two looks at the slot map, at the most, while a channel is without a working connection."""
+_ANYWHERE: Final = None
+"""The place of the one connection to a single Redis."""
 
 
 class Subscriber:
@@ -40,23 +41,39 @@ class Subscriber:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._interval = connections.settings.probe_interval
-        self._channels: dict[bytes, _Channel] = {}
-        self._awaited: dict[bytes, int] = {}  # SUBSCRIBE commands sent and not yet confirmed
-        self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._pinged = False
-        self.reconnects = 0
+        self._slots = connections.slots
+        self._channels: dict[bytes, Channel] = {}
+        self._lines: dict[Node | None, Line] = {}
+        self._tasks: dict[Node | None, asyncio.Task[None]] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._astray = asyncio.Event()
+        self._ended_reconnects = 0
+
+    @property
+    def reconnects(self) -> int:
+        """How often a connection was replaced, all together."""
+        return self._ended_reconnects + sum(line.reconnects for line in self._lines.values())
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="deltafan-subscriber")
+        if self._slots is not None:
+            self._watching = asyncio.create_task(self._follow_slots(self._slots), name="deltafan-subscriber-slots")
+            return self
+        line = self._line(_ANYWHERE)
+        if self._connections.sentinels is not None:
+            self._connections.sentinels.tell(line.hang_up)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._connections.sentinels is not None:
+            self._connections.sentinels.tell_no_more(self._line(_ANYWHERE).hang_up)
+        tasks: list[asyncio.Task[Any]] = [*self._tasks.values()]
+        if self._watching is not None:
+            tasks.append(self._watching)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def subscribe(self, channel: str, on_message: OnMessage, on_gap: OnGap) -> None:
         """Listen on a channel; returns when Redis has confirmed it. A channel has one listener.
@@ -64,10 +81,13 @@ class Subscriber:
         :raises BrokerUnavailable: when Redis does not confirm within the command timeout.
         """
         name = channel.encode()
-        entry = self._channels[name] = _Channel(on_message, on_gap)
-        await self._send("SUBSCRIBE", name)
+        before = self._channels.get(name)
+        entry = self._channels[name] = Channel(name, on_message, on_gap)
         try:
             async with asyncio.timeout(self._connections.settings.command_timeout):
+                if before is not None:
+                    await self._leave(before)
+                await self._settle(entry)
                 await entry.confirmed.wait()
         except BaseException as error:
             if self._channels.get(name) is entry:
@@ -77,80 +97,97 @@ class Subscriber:
             raise
 
     async def unsubscribe(self, channel: str) -> None:
-        if self._channels.pop(channel.encode(), None) is not None:
-            await self._send("UNSUBSCRIBE", channel.encode())
+        entry = self._channels.pop(channel.encode(), None)
+        if entry is not None:
+            await self._leave(entry)
 
-    async def _send(self, command: str, *args: bytes) -> None:
-        """Send on the present connection. Where there is none, the reader will subscribe to everything anew."""
-        connection = self._connection
-        if connection is None:
+    def _line(self, node: Node | None) -> Line:
+        """The connection to a node, made when there is none yet."""
+        line = self._lines.get(node)
+        if line is None:
+            lost = strayed = None
+            if node is not None:
+                lost, strayed = partial(self._lost, node), self._strayed
+            connect = partial(self._connections.subscription, node)
+            line = self._lines[node] = Line(connect, self._interval, node=node, lost=lost, strayed=strayed)
+            name = "deltafan-subscriber" if node is None else f"deltafan-subscriber-{node[0]}:{node[1]}"
+            self._tasks[node] = asyncio.create_task(line.run(), name=name)
+        return line
+
+    async def _settle(self, entry: Channel) -> None:
+        """Put a channel on the line where it belongs now; where nobody can tell, the watcher does it later."""
+        if self._slots is None:
+            await self._line(_ANYWHERE).add(entry)
             return
-        if command == "SUBSCRIBE":
-            for name in args:
-                self._awaited[name] = self._awaited.get(name, 0) + 1
         try:
-            await connection.send_packed_command(connection.pack_command(command, *args), check_health=False)
+            node = await self._slots.node(slot_of(entry.name))
         except (RedisError, OSError):
-            return  # the reader meets the same failure and reconnects
+            self._astray.set()
+            return
+        if self._channels.get(entry.name) is entry:  # else it was left meanwhile
+            await self._line(node).add(entry)
 
-    async def _run(self) -> None:
-        wait = _RECONNECT_MIN
+    async def _leave(self, entry: Channel) -> None:
+        for line in tuple(self._lines.values()):
+            await line.drop(entry)
+
+    # On a cluster
+
+    async def _lost(self, node: Node) -> None:
+        """A connection broke: maybe its node did, and others serve its slots soon."""
+        if self._slots is not None:
+            self._slots.failed(node)
+        self._astray.set()
+
+    def _strayed(self, channels: Collection[Channel], error: MovedError | None) -> None:
+        if self._slots is not None and error is not None:
+            self._slots.moved(error.slot_id, error.node_addr)
+        self._astray.set()
+
+    async def _follow_slots(self, slots: SlotMap) -> None:
+        """Bring each channel to the node that serves its slot, whenever there is reason to look."""
+        wait = RECONNECT_MIN
         while True:
-            connection = self._connections.subscription()
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                self._awaited.clear()
-                self._pinged = False
-                self._connection = connection
-                if self._channels:
-                    await self._send("SUBSCRIBE", *self._channels)
-                wait = _RECONNECT_MIN
-                await self._read(connection)
-            except (RedisError, OSError, TimeoutError):
-                pass  # whatever broke it, a new connection and a read of the log mend it
-            finally:
-                self._connection = None
-                await _close(connection)
-            self.reconnects += 1
-            for entry in self._channels.values():
-                entry.confirmed.clear()
-            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, not a secret
-            wait = min(wait * 2, _RECONNECT_MAX)
-
-    async def _read(self, connection: Connection) -> None:
-        while True:
-            reply = await connection.read_response(timeout=self._interval, disconnect_on_error=False)
-            if reply is None:  # nothing came in time
-                if self._pinged or self._awaited:
-                    raise TimeoutError("the subscription connection does not answer")
-                self._pinged = True
-                await self._send("PING")
+                async with asyncio.timeout(self._interval):
+                    await self._astray.wait()
+            except TimeoutError:
+                pass
+            self._astray.clear()
+            try:
+                await slots.refresh()
+                homeless = await self._bring_home(slots)
+            except (RedisError, OSError):
+                homeless = True
+            if not homeless:
+                wait = RECONNECT_MIN
                 continue
-            self._pinged = False
-            self._dispatch(reply)
+            self._astray.set()
+            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, not a secret
+            wait = min(wait * 2, _LOOK_AGAIN)
 
-    def _dispatch(self, reply: Any) -> None:
-        if not isinstance(reply, list) or len(reply) < 3:
-            return  # the answer to a PING
-        kind, name, data = reply[0], reply[1], reply[2]
-        entry = self._channels.get(name)
-        if kind == b"message":
-            if entry is not None and entry.confirmed.is_set():
-                entry.on_message(data)
-        elif kind == b"subscribe":
-            left = self._awaited.pop(name, 1) - 1
-            if left > 0:  # of a subscription that was given up and taken again meanwhile
-                self._awaited[name] = left
-            if left > 0 or entry is None:
-                return
-            entry.confirmed.set()
-            if entry.was_live:
-                entry.on_gap()
-            entry.was_live = True
+    async def _bring_home(self, slots: SlotMap) -> bool:
+        """Whether a channel is still without a home, or on a line that does not work."""
+        homeless = False
+        for entry in tuple(self._channels.values()):
+            node = await slots.node(slot_of(entry.name))
+            line = next((line for line in self._lines.values() if line.channels.get(entry.name) is entry), None)
+            if line is None or line.node != node:
+                entry.confirmed.clear()
+                if line is not None:
+                    await line.drop(entry)
+                if self._channels.get(entry.name) is entry:
+                    await self._line(node).add(entry)
+                    homeless = True  # until it has been confirmed there
+            elif line.connection is None:
+                homeless = True
+        for idle in [line for line in self._lines.values() if not line.channels]:
+            await self._end(idle)
+        return homeless
 
-
-async def _close(connection: Connection) -> None:
-    try:
-        await connection.disconnect(nowait=True)
-    except (RedisError, OSError):
-        return
+    async def _end(self, line: Line) -> None:
+        self._ended_reconnects += line.reconnects
+        del self._lines[line.node]
+        task = self._tasks.pop(line.node)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
