@@ -29,7 +29,7 @@ from deltafan.sinks.base import SinkFactory
 from deltafan.sinks.pusher.publisher import Publisher
 from deltafan.sinks.pusher.sink import pusher_sinks
 from deltafan.telemetry import logs
-from deltafan.telemetry.hooks import Hook
+from deltafan.telemetry.hooks import Hook, Signal
 from deltafan.wiring import Configuration, child_environment, load, take_lifeline
 
 _PATIENCE: Final = 10.0
@@ -48,7 +48,7 @@ def run_worker(
 ) -> int:
     """Run the worker until SIGTERM or Ctrl-C, and drain; a second one makes it hand its jobs over at once.
 
-    With `processes` above 1 it runs this same program in as many processes, and restarts one that dies.
+    With `processes` above 1 it runs this same program in as many processes, and restarts one that dies or is stuck.
 
     :param tools: functions that jobs may name in `tools`.
     :param sinks: further destinations that jobs may name in `sinks`.
@@ -93,13 +93,14 @@ async def _serve(
     def end() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    def end_at_once() -> None:
+    def let_go() -> None:
+        hook(Signal("worker.let_go"))
         hurry.set()
         stop.set()
 
     exit_code = on_signals(end)
     if lifeline is not None:
-        lifeline.on_loss(in_loop(end_at_once))
+        lifeline.on_loss(in_loop(let_go))
     async with (
         Connections(configuration.redis) as connections,
         OpenAICompletions(configuration.llm) as client,
@@ -122,7 +123,14 @@ async def _serve(
         )
         worker = new_worker_id()
         loading = asyncio.create_task(asyncio.to_thread(_load_prices))
-        await Engine(services, connections, worker).run(stop, hurry, None if ready is None else lambda: ready(worker))
+
+        def started() -> None:
+            if lifeline is not None and lifeline.supervised:
+                lifeline.beat(configuration.worker.lease)  # not before: it holds no lease, and imports take their time
+            if ready is not None:
+                ready(worker)
+
+        await Engine(services, connections, worker).run(stop, hurry, started)
         await loading
     return exit_code()
 
@@ -135,6 +143,7 @@ async def _supervise(configuration: Configuration, hook: Hook, lifeline: Lifelin
         worker.processes,
         environment=child_environment(supervised=True),
         patience=worker.drain + worker.lease + _PATIENCE,
+        lease=worker.lease,
         hook=hook,
     )
     exit_code = on_signals(supervisor.terminate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
@@ -44,6 +45,23 @@ async def test_eviction_and_missing_persistence_are_found_and_how_to_mend_them(b
     assert "maxmemory-policy noeviction" in found["eviction"]["mend"]
     assert found["persistence"]["level"] == "warn"
     assert "appendonly yes" in found["persistence"]["mend"]
+
+
+async def test_a_server_that_takes_no_writes_is_found_and_why(tmp_path: Path) -> None:
+    async with EmbeddedValkey(tmp_path, extra_args=("--save", "3600 1")) as server:
+        (tmp_path / "dump.rdb").mkdir()  # the snapshot cannot be put there
+        with redis.Redis.from_url(server.url) as client:
+            client.set("x", 1)
+            client.bgsave()
+            async with asyncio.timeout(20):
+                while client.info("persistence")["rdb_last_bgsave_status"] != "err":
+                    await asyncio.sleep(0.05)
+            code, found = await doctor(server.url)
+            assert (code, found["persistence"]["level"], found["role"]["level"]) == (1, "fail", "ok")
+            client.replicaof("127.0.0.1", "1")
+            code, found = await doctor(server.url)
+        assert (code, found["role"]["level"]) == (1, "fail")
+        assert "name the primary" in found["role"]["mend"]
 
 
 async def test_missing_rights_are_named_and_the_rights_it_proposes_suffice(redis_url: str) -> None:
@@ -122,8 +140,8 @@ async def test_pusher_is_asked_with_our_credentials(redis_url: str) -> None:
 async def test_what_cannot_be_checked_is_a_finding_too() -> None:
     code, found = await doctor("redis://127.0.0.1:1/0")
     assert (code, found["redis"]["level"]) == (1, "fail")
-    code, found = await doctor("redis://127.0.0.1:1/0", DELTAFAN_LEASE="0")
-    assert (code, found["settings"]["seen"]) == (1, "DELTAFAN_LEASE: must be greater than 0")
+    code, found = await doctor("redis://127.0.0.1:1/0", DELTAFAN_LEASE="0.1")
+    assert (code, found["settings"]["seen"]) == (1, "DELTAFAN_LEASE: must be greater than or equal to 1")
 
 
 async def test_credentials_that_a_relay_would_refuse_are_found(redis_url: str) -> None:

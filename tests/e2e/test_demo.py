@@ -7,10 +7,13 @@ import os
 import random
 import re
 import signal
+import socket
+import time
 from pathlib import Path
 
 import aiohttp
 import pytest
+from redis.asyncio import Redis
 
 from deltafan.devserver.provider import Provider
 from deltafan.wire import from_object
@@ -50,6 +53,31 @@ async def test_a_demo_whose_job_fails_ends_with_1_and_the_reason(redis_url: str)
     assert "connection: " in ended.err
 
 
+@pytest.mark.parametrize("command", ["demo", "serve"])
+async def test_a_redis_that_is_not_there_is_told_within_the_command_timeout(command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it is connected to, and says nothing
+        port = silent.getsockname()[1]
+        for url, why in (("redis://127.0.0.1:1/0", "cannot be reached"), (f"redis://u:secret@127.0.0.1:{port}", "")):
+            began = time.monotonic()
+            ended = await cli(command, REDIS_URL=url, DELTAFAN_COMMAND_TIMEOUT="1")
+            assert time.monotonic() - began < 15
+            assert ended.code == 1
+            (said,) = ended.err.splitlines()
+            assert said.startswith("deltafan: REDIS_URL redis://")
+            assert why in said
+            assert "secret" not in said
+
+
+async def test_the_files_of_the_embedded_server_go_with_a_demo_that_is_killed(tmp_path: Path) -> None:
+    mark = new_mark()
+    async with running_cli("demo", "hi", "--json", TMPDIR=str(tmp_path), **{MARK: mark}) as process:
+        await line(process)
+        assert [name.startswith("deltafan-valkey-") for name in os.listdir(tmp_path)] == [True]
+        process.kill()
+        await all_ended(mark)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("moment", ["early", "streaming"])
 async def test_nothing_survives_a_kill_of_the_demo(moment: str) -> None:
     mark = new_mark()
@@ -75,6 +103,28 @@ async def test_a_signal_ends_the_demo_and_leaves_nothing(number: signal.Signals,
     assert "Traceback" not in ended.err
     await all_ended(mark)
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_worker_that_dies_under_serve_is_restarted() -> None:
+    """With API keys, too: then nothing else is as on a developer's machine."""
+    async with running_cli("serve", "--port", "0", "--json", DELTAFAN_API_KEYS="acme=some-key-123") as process:
+        said = await line(process)
+        async with Redis.from_url(said["redis_url"]) as redis:
+
+            async def living(number: int, without: int = 0) -> set[int]:
+                """The process ids of the workers that have a heartbeat."""
+                async with asyncio.timeout(40):
+                    while True:
+                        names: list[bytes] = await redis.keys("deltafan:{0}:worker:*")
+                        pids = {int(name.decode().split("-")[-2]) for name in names} - {without}
+                        if len(pids) >= number:
+                            return pids
+                        await asyncio.sleep(0.1)
+
+            killed = min(await living(2))
+            os.kill(killed, signal.SIGKILL)
+            await living(2, without=killed)
+        assert process.returncode is None
 
 
 async def test_serve_serves_until_ctrl_c() -> None:

@@ -1,4 +1,4 @@
-"""The supervisor: restarts what dies, gives up on what cannot start, drains with a signal."""
+"""The supervisor: restarts what dies or is stuck, gives up on what cannot start, drains with a signal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
+import pytest
+
 from deltafan.broker.queue import AsyncQueue
-from deltafan.devserver.provider import Provider
+from deltafan.devserver.provider import Provider, Script, ToolCall, running
+from deltafan.engine.supervised import NO_STACK
 from deltafan.engine.supervisor import START_TRIES, Supervisor
 from deltafan.events import TextDelta
+from deltafan.lifeline import STUCK_MIN, stuck_after
 from deltafan.telemetry.hooks import Signal
-from tests.e2e.cli_kit import MARK, all_ended, end_of, line, new_mark, running_cli
+from tests.e2e.cli_kit import DEVNULL, MARK, PIPE, all_ended, end_of, environment, line, marked, new_mark, running_cli
 from tests.e2e.test_cli_servers import worker_env
 from tests.oracle import check_whole
 
@@ -24,11 +29,16 @@ PATIENT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit
 class Watched:
     """A supervisor of small programs, and what it told."""
 
-    def __init__(self, program: str, count: int, patience: float = 10.0) -> None:
+    def __init__(self, program: str, count: int, patience: float = 10.0, lease: float = 10.0) -> None:
         self.told: list[Signal] = []
         self._news = asyncio.Event()
         self.supervisor = Supervisor(
-            [sys.executable, "-c", program], count, environment=dict(os.environ), patience=patience, hook=self._hook
+            [sys.executable, "-c", program],
+            count,
+            environment=dict(os.environ),
+            patience=patience,
+            lease=lease,
+            hook=self._hook,
         )
 
     def _hook(self, told: Signal) -> None:
@@ -89,6 +99,60 @@ async def test_a_child_that_does_not_heed_is_killed_after_its_time(tmp_path: Pat
     w.supervisor.terminate()
     assert await running == 0
     assert w.named("supervisor.child_ended")[0].fields["why"] == "killed by SIGKILL"
+    assert w.named("supervisor.overdue")[0].fields["seconds"] == 0.3
+
+
+BEATING = """
+import asyncio, re, time
+from deltafan.lifeline import Lifeline
+
+def hangs_here():
+    {how}
+
+async def main():
+    Lifeline(supervised=True).beat(0.3)
+    await asyncio.sleep(0.2)
+    hangs_here()
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+STOPS = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+SLEEPS, COMPUTES = "time.sleep(3600)", "re.match(r'(a+)+$', 'a' * 60 + 'b')"
+
+
+@pytest.mark.parametrize("how", [SLEEPS, COMPUTES], ids=["in a call that waits", "in one that lets no thread run"])
+async def test_a_child_whose_loop_hangs_is_killed_restarted_and_its_stack_told(how: str) -> None:
+    w = Watched(BEATING.format(how=how), 1, lease=0.3)
+    running = asyncio.create_task(w.supervisor.run())
+    await w.until(lambda _: len(w.named("supervisor.started")) == 2)
+    (stuck,) = w.named("supervisor.stuck")
+    assert stuck.fields["pid"] == w.named("supervisor.started")[0].fields["pid"]
+    assert stuck.fields["silent"] == STUCK_MIN
+    assert "in hangs_here" in stuck.fields["stack"]
+    assert w.named("supervisor.child_ended")[0].fields["why"] == "killed by SIGKILL"
+    w.supervisor.abandon()
+    assert await running == 0
+
+
+async def test_a_child_that_was_stopped_is_killed_and_restarted(tmp_path: Path) -> None:
+    fifo = tmp_path / "beats"
+    os.mkfifo(fifo)
+    w = Watched(BEATING.format(how=f"open({str(fifo)!r}, 'wb').close()"), 1, lease=0.3)
+    running = asyncio.create_task(w.supervisor.run())
+    await w.until(lambda _: bool(w.named("supervisor.started")))
+    pid = w.named("supervisor.started")[0].fields["pid"]
+    await asyncio.to_thread(fifo.read_bytes)  # ends when it has begun to beat
+    os.kill(pid, signal.SIGSTOP)
+    await w.until(lambda _: len(w.named("supervisor.started")) == 2)
+    assert w.named("supervisor.stuck")[0].fields["stack"] == NO_STACK
+    w.supervisor.abandon()
+    assert await running == 0
+
+
+@pytest.mark.parametrize(("lease", "seconds"), [(1.0, 3.0), (3.0, 4.0), (10.0, 40 / 3)])
+def test_a_child_is_stuck_when_redis_has_given_its_jobs_up(lease: float, seconds: float) -> None:
+    assert stuck_after(lease) == pytest.approx(seconds)
 
 
 async def test_a_job_of_a_killed_child_is_taken_over_and_the_child_restarted(
@@ -118,6 +182,59 @@ async def test_a_job_of_a_killed_child_is_taken_over_and_the_child_restarted(
     await all_ended(mark)
 
 
+BLOCKING_TOOL = """
+import sys, time
+from pathlib import Path
+from deltafan import run_worker, tool
+
+async def blocks() -> str:
+    "An operator's mistake: it waits without awaiting."
+    calls = Path(sys.argv[1])
+    with calls.open("a") as file:
+        file.write("called;")
+    if calls.read_text().count("called") == 1:
+        time.sleep(3600)
+    return "unblocked"
+
+def ready(name):
+    print("ready", flush=True)
+
+sys.exit(run_worker(tools=[tool(blocks)], processes=2, lease=1, reap_interval=0.2, ready=ready))
+"""
+
+
+async def test_a_tool_that_blocks_the_loop_costs_its_process_and_another_takes_the_job_over(
+    redis_url: str, queue: AsyncQueue, tmp_path: Path
+) -> None:
+    calls, program = tmp_path / "calls", tmp_path / "main.py"
+    program.write_text(BLOCKING_TOOL)
+    async with running(Script(tool_calls=(ToolCall("blocks"),))) as calling:
+        env = environment(**worker_env(redis_url, calling))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(program), str(calls)), stdout=PIPE, stderr=PIPE, env=env
+        )
+        try:
+            assert process.stdout is not None
+            for _ in range(2):
+                assert await process.stdout.readline() == b"ready\n"
+            job = await queue.enqueue(model="gpt-5", prompt="x", tools=["blocks"])
+            async with asyncio.timeout(30):
+                events = [event async for event in job.events()]
+                check_whole(events)
+                assert await process.stdout.readline() == b"ready\n"
+        finally:
+            process.terminate()
+            ended = await end_of(process)
+    status = await job.status()
+    assert (status.state, status.attempt, status.failures) == ("done", 2, 1)
+    assert [error["code"] for error in status.attempt_errors] == ["worker_lost"]
+    (stuck,) = [
+        entry for text in ended.err.splitlines() if (entry := orjson.loads(text))["event"] == "supervisor.stuck"
+    ]
+    assert "in blocks" in stuck["stack"]
+    assert ended.code == 0
+
+
 async def test_children_end_with_a_supervisor_that_is_killed(redis_url: str, provider: Provider) -> None:
     mark = new_mark()
     async with running_cli(
@@ -126,3 +243,31 @@ async def test_children_end_with_a_supervisor_that_is_killed(redis_url: str, pro
         await line(p)
         p.kill()
         await all_ended(mark)
+
+
+ORPHANING = """
+import asyncio, os, sys
+from deltafan.engine.supervisor import Supervisor
+from deltafan.telemetry.hooks import silent
+
+command = [sys.executable, "-c", {child!r}]
+supervisor = Supervisor(command, 1, environment=dict(os.environ), patience=60, lease=60, hook=silent)
+asyncio.run(supervisor.run())
+"""
+
+
+@pytest.mark.parametrize("how", [SLEEPS, COMPUTES, STOPS], ids=["waits", "computes", "is stopped"])
+async def test_a_stuck_child_ends_with_a_supervisor_that_is_killed(tmp_path: Path, how: str) -> None:
+    fifo, mark = tmp_path / "hangs", new_mark()
+    os.mkfifo(fifo)
+    program = ORPHANING.format(child=BEATING.format(how=f"open({str(fifo)!r}, 'wb').close(); {how}"))
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program), env=environment(**{MARK: mark}), stdout=DEVNULL, stderr=DEVNULL
+    )
+    try:
+        await asyncio.to_thread(fifo.read_bytes)  # ends when the child is about to hang
+        assert len(marked(mark)) == 2
+    finally:
+        parent.kill()
+        await parent.wait()
+    await all_ended(mark)

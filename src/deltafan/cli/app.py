@@ -29,6 +29,7 @@ _MODULES = {
     "keys": "keys",
     "token": "token",
     "doctor": "doctor",
+    "chaos": "chaos",
     "version": "version",
 }
 """In the order in which the help lists them."""

@@ -13,8 +13,8 @@ import typer
 
 from deltafan import sse
 from deltafan.channels import PUSHER, job_channel
-from deltafan.cli.base import Json, new_app
 from deltafan.child import ChildFailed
+from deltafan.cli.base import Json, new_app
 from deltafan.cli.flags import Given, takes_settings
 from deltafan.cli.follow import FollowPrinter
 from deltafan.cli.output import FAILED, note, run

@@ -83,7 +83,7 @@ def _default(info: FieldInfo) -> str:
         return ""
     if isinstance(value, tuple):
         value = ",".join(value)
-    return f"(default {value:g}) " if isinstance(value, float) else f"(default {value}) "
+    return f"(default {value:.10g}) " if isinstance(value, float) else f"(default {value}) "
 
 
 def _panel(component: type[Settings]) -> str:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from deltafan.broker.connections import Connections, redacted, redis_errors
-from deltafan.broker.keys import GROUP, Partition
+from deltafan.broker.address import redacted
+from deltafan.broker.connections import Connections, redis_errors
+from deltafan.broker.rights import MEND, missing_rights
+from deltafan.broker.startup import EVICTION_MEND, what_is_lost
 from deltafan.cli.finding import Finding
 from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.queues import AsyncQueue
 
 MIN_REDIS: Final = (7, 0)
 MIN_VALKEY: Final = (7, 2)
-_SCRATCH_SECONDS: Final = 60
 
 
 async def check_redis(queue: AsyncQueue) -> list[Finding]:
@@ -28,16 +28,20 @@ async def check_redis(queue: AsyncQueue) -> list[Finding]:
     try:
         with redis_errors():
             await ask(redis, "PING")
-    except BrokerUnavailable as error:
-        return [Finding("redis", "fail", f"{url}: {error}", "start it, or set REDIS_URL to where it is")]
+        answers = Finding("redis", "ok", f"{url} answers")
+    except BrokerUnavailable as error:  # or it refuses even this: where it cannot save, it does
+        answers = Finding("redis", "fail", f"{url}: {error}", "start it, or set REDIS_URL to where it is")
     except ConfigurationError as error:
         return [Finding("redis", "fail", f"{url}: {error}", "put user and password in REDIS_URL")]
-    findings = [Finding("redis", "ok", f"{url} answers")]
-    info = await _info(redis)
+    findings = [answers]
+    try:
+        info = await _info(redis)
+    except BrokerUnavailable:
+        return findings
     if info is None:
         findings.append(Finding("server", "warn", "INFO is not allowed", "allow it, so that this can look: ACL +info"))
     else:
-        findings += [_version(info), _eviction(info), _memory(info), await _persistence(redis, info)]
+        findings += [_version(info), _role(info), _eviction(info), _memory(info), await _persistence(redis, info)]
     findings.append(await _rights(queue.connections))
     return findings
 
@@ -71,14 +75,19 @@ def _version(info: Mapping[str, str]) -> Finding:
     return Finding("version", "fail", f"{name} {text or 'of unknown version'}", f"use {name} {wanted} or newer")
 
 
+def _role(info: Mapping[str, str]) -> Finding:
+    if info.get("role") != "slave":
+        return Finding("role", "ok", "primary")
+    mend = "name the primary in REDIS_URL, or have sentinels name it: redis+sentinel://"
+    return Finding("role", "fail", "a replica, which takes no writes", mend)
+
+
 def _eviction(info: Mapping[str, str]) -> Finding:
     policy = info.get("maxmemory_policy", "unknown")
-    if policy == "noeviction":
-        return Finding("eviction", "ok", "noeviction")
-    mend = "CONFIG SET maxmemory-policy noeviction, and in the configuration file too"
-    if policy.startswith("allkeys"):
-        return Finding("eviction", "fail", f"{policy}: when memory is full, queued jobs are thrown away", mend)
-    return Finding("eviction", "warn", f"{policy}: when memory is full, records and logs are thrown away", mend)
+    lost = what_is_lost(policy)
+    if lost is None:
+        return Finding("eviction", "ok", policy)
+    return Finding("eviction", "fail" if policy.startswith("allkeys") else "warn", f"{policy}: {lost}", EVICTION_MEND)
 
 
 def _memory(info: Mapping[str, str]) -> Finding:
@@ -94,6 +103,9 @@ def _memory(info: Mapping[str, str]) -> Finding:
 
 
 async def _persistence(redis: Redis, info: Mapping[str, str]) -> Finding:
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        seen = "the last snapshot failed: until one succeeds, Redis may take no writes"
+        return Finding("persistence", "fail", seen, "look at Redis's disk and log, then BGSAVE")
     if info.get("aof_enabled") != "1":
         mend = "appendonly yes, appendfsync everysec: a crash then loses a second at most"
         return Finding("persistence", "warn", "no append-only file: a crash loses all since the last snapshot", mend)
@@ -117,88 +129,8 @@ async def _configured(redis: Redis, name: str) -> str | None:
 
 
 async def _rights(connections: Connections) -> Finding:
-    """Whether the server lets us run every command that we need, by running each on keys of our own."""
-    redis, keys = connections.commands, Partition(0)
-    scratch = f"doctor-{secrets.token_hex(8)}"
-    refused: list[str] = []
-    for words in _needed(keys.job(scratch), keys.log(scratch), keys.delayed(scratch), keys.live(scratch)):
-        try:
-            with redis_errors():
-                await ask(redis, *words)
-        except ConfigurationError as error:
-            refused.append(_what_was_refused(str(words[0]), str(error)))
-        except ResponseError:
-            continue  # it ran, which is what we asked
-    try:
-        await _subscribe(connections, keys.live(scratch))
-    except ConfigurationError as error:
-        refused.append(_what_was_refused("SUBSCRIBE", str(error)))
+    """Whether the server lets us run every command that workers and relays need."""
+    refused = await missing_rights(connections)
     if not refused:
         return Finding("rights", "ok", "every command, key and channel that deltafan needs")
-    mend = (
-        "ACL SETUSER <user> ~deltafan:* &deltafan:* "
-        "+@read +@write +@stream +@sortedset +@hash +@string +@scripting +@pubsub +@connection +time +info"
-    )
-    return Finding("rights", "fail", f"refused: {', '.join(dict.fromkeys(refused))}", mend)
-
-
-async def _subscribe(connections: Connections, channel: str) -> None:
-    connection = connections.subscription()
-    try:
-        with redis_errors():
-            await connection.connect()  # type: ignore[no-untyped-call]
-            await connection.send_command("SUBSCRIBE", channel)
-            # With a timeout of its own, redis-py gives None for silence; without, the connection's limit raises.
-            await connection.read_response()
-    finally:
-        await connection.disconnect()
-
-
-def _what_was_refused(name: str, message: str) -> str:
-    if "channel" in message:
-        return "channels deltafan:*"
-    return "keys deltafan:*" if "key" in message else name
-
-
-def _needed(record: str, log: str, delayed: str, channel: str) -> Iterator[tuple[str | int, ...]]:
-    """One harmless call of each command that the scripts and the clients use. All keys expire by themselves."""
-    yield "EVAL", "return redis.call('TIME')", 1, record
-    yield "EVALSHA", "0" * 40, 1, record
-    yield ("TIME",)
-    yield "HSET", record, "state", "doctor"
-    yield "PEXPIRE", record, _SCRATCH_SECONDS * 1000
-    yield "HSETNX", record, "state", "doctor"
-    yield "HINCRBY", record, "n", 1
-    yield "HGET", record, "state"
-    yield "HMGET", record, "state"
-    yield "HSTRLEN", record, "metadata"
-    yield "EXISTS", record
-    yield "XADD", log, "1-1", "e", "doctor"
-    yield "PEXPIRE", log, _SCRATCH_SECONDS * 1000
-    yield "XGROUP", "CREATE", log, GROUP, "0"
-    yield "XREADGROUP", "GROUP", GROUP, "doctor", "COUNT", 1, "STREAMS", log, ">"
-    yield "XPENDING", log, GROUP
-    yield "XINFO", "CONSUMERS", log, GROUP
-    yield "XINFO", "GROUPS", log
-    yield "XACK", log, GROUP, "1-1"
-    yield "XRANGE", log, "-", "+"
-    yield "XREVRANGE", log, "+", "-"
-    yield "XLEN", log
-    yield "XDEL", log, "1-1"
-    yield "ZADD", delayed, 1, "doctor"
-    yield "PEXPIRE", delayed, _SCRATCH_SECONDS * 1000
-    yield "ZSCORE", delayed, "doctor"
-    yield "ZCARD", delayed
-    yield "ZRANGE", delayed, 0, 0
-    yield "ZRANGEBYSCORE", delayed, "-inf", "+inf"
-    yield "ZREVRANGEBYSCORE", delayed, "+inf", "-inf"
-    yield "ZREM", delayed, "doctor"
-    yield "PUBLISH", channel, "doctor"
-    yield "PUBSUB", "NUMSUB", channel
-    yield "PERSIST", record
-    yield "DEL", record
-    yield "SET", record, "doctor", "PX", _SCRATCH_SECONDS * 1000
-    yield "GET", record
-    yield "DEL", log
-    yield "DEL", delayed
-    yield "DEL", record
+    return Finding("rights", "fail", f"refused: {', '.join(refused)}", MEND)

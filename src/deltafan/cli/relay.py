@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from typing import Final
 
 import uvloop
 
+from deltafan.broker.startup import check_server
 from deltafan.cli.base import ReadyJson, new_app
 from deltafan.cli.flags import Given, takes_settings
 from deltafan.cli.output import errors_shown, note, print_json
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.lifeline import Lifeline
 from deltafan.program import in_loop, on_signals
 from deltafan.queues import AsyncQueue
 from deltafan.relay.server import serve
 from deltafan.settings import JobLimits, LogSettings, RedisSettings, RelaySettings, Retention, TokenSettings
 from deltafan.telemetry import logs
+from deltafan.telemetry.hooks import Signal
+from deltafan.telemetry.outage import Outage
 from deltafan.wiring import Configuration, take_lifeline
+
+_LOOK_AGAIN: Final = 1.0
 
 app = new_app()
 COMMANDS = {"relay": app}
@@ -57,5 +64,39 @@ async def _serve(configuration: Configuration, ready: Callable[[str], None], lif
     if lifeline is not None:
         lifeline.on_loss(in_loop(stop.set))
     async with AsyncQueue(configuration.redis, limits=configuration.limits, retention=configuration.retention) as queue:
-        await serve(queue, configuration.relay, configuration.tokens, configuration.pusher, ready=ready, stop=stop)
+        checking = await _check_redis(queue)
+        try:
+            await serve(queue, configuration.relay, configuration.tokens, configuration.pusher, ready=ready, stop=stop)
+        finally:
+            checking.cancel()
+            await asyncio.gather(checking, return_exceptions=True)
     return exit_code()
+
+
+async def _check_redis(queue: AsyncQueue) -> asyncio.Task[None]:
+    """Look at Redis; where it is away, serve all the same (503 until it is back) and look when it has come.
+
+    :raises ConfigurationError: an ACL forbids what a relay needs.
+    """
+    hook = logs.log_hook()
+    outage = Outage(hook)
+
+    async def check(first: bool) -> bool:
+        try:
+            await check_server(queue.connections, "relay", hook)
+        except BrokerUnavailable as error:
+            outage.failed("start", error)
+            return False
+        except ConfigurationError as error:
+            if first:
+                raise
+            hook(Signal("redis.refused", "error", {"error": str(error)}))
+        outage.went_well("start")
+        return True
+
+    async def later(done: bool) -> None:
+        while not done:
+            await asyncio.sleep(_LOOK_AGAIN)
+            done = await check(first=False)
+
+    return asyncio.create_task(later(await check(first=True)), name="deltafan-check-redis")

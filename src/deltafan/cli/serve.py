@@ -26,7 +26,9 @@ from deltafan.wiring import Configuration, variable
 
 _PUSHER_PORT: Final = 6001
 """Where self-hosted Pusher servers usually listen."""
-_DEVELOPMENT: Final = {"dev_tools": "true", "processes": "2", "lease": "3", "reap_interval": "1"}
+_SERVED: Final = {"processes": "2"}
+"""Under a supervisor: a worker that dies is restarted, and meanwhile another takes its jobs over."""
+_DEVELOPMENT: Final = {"dev_tools": "true", "lease": "3", "reap_interval": "1"}
 """Without API keys this is somebody's own machine: the page may kill a worker, and another takes over soon."""
 
 app = new_app()
@@ -64,8 +66,8 @@ async def _serve(given: Given, json: bool) -> int:
         variables[variable("log_level")] = "warning"
     if not configuration.relay.page_model:
         variables[variable("page_model")] = configuration.client.model
-    if not configuration.relay.api_keys:
-        variables |= {variable(name): value for name, value in _DEVELOPMENT.items() if name not in configuration.chosen}
+    defaults = _SERVED if configuration.relay.api_keys else _SERVED | _DEVELOPMENT
+    variables |= {variable(name): value for name, value in defaults.items() if name not in configuration.chosen}
     stop = asyncio.Event()
     exit_code = on_signals(stop.set)
     stopping = asyncio.create_task(stop.wait())

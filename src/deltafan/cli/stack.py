@@ -10,12 +10,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from deltafan.broker.address import redacted
+from deltafan.broker.connections import Connections, redis_errors
 from deltafan.child import Child, ChildFailed
 from deltafan.devserver import pusher
 from deltafan.devserver.provider import Script, running
 from deltafan.devserver.valkey import EmbeddedValkey
-from deltafan.errors import ConfigurationError
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.llm import provider_facts
+from deltafan.settings import RedisSettings
 from deltafan.wiring import Configuration, variable
 
 SCRIPT = Script(rate=60, chunk_size=8, first_token_delay=0.2)
@@ -73,6 +75,7 @@ async def stack(
 
     :param variables: settings of the processes, as variables.
     :param pusher_port: where the emulator listens if that port is free; 0 takes any.
+    :raises BrokerUnavailable: the Redis that was chosen does not answer.
     :raises ChildFailed: a process does not start.
     """
     scripted = not uses_real_provider(configuration)
@@ -81,6 +84,8 @@ async def stack(
         redis_url, embedded = configuration.redis.url, "redis_url" not in configuration.chosen
         if embedded:
             redis_url = (await opened.enter_async_context(EmbeddedValkey())).url
+        else:
+            await _reached(configuration.redis)
         environment["REDIS_URL"] = redis_url
         if scripted:
             provider_url = (await opened.enter_async_context(running(SCRIPT))).base_url
@@ -102,6 +107,21 @@ async def stack(
         said = await relay.ready()
         await worker.ready()
         yield Stack(said["url"], redis_url, provider_url, embedded, scripted, emulator, (worker, relay))
+
+
+async def _reached(settings: RedisSettings) -> None:
+    """A worker would wait for its Redis: here somebody waits for an answer.
+
+    :raises BrokerUnavailable: it does not answer within the command timeout.
+    """
+    async with Connections(settings) as connections:
+        try:
+            async with asyncio.timeout(settings.command_timeout):
+                with redis_errors():
+                    await connections.commands.execute_command("PING")  # type: ignore[no-untyped-call]
+        except (BrokerUnavailable, TimeoutError) as error:
+            why = str(error) or f"no answer within {settings.command_timeout:g} s"
+            raise BrokerUnavailable(f"REDIS_URL {redacted(settings.url)}: {why}") from None
 
 
 async def _emulator(opened: AsyncExitStack, port: int) -> pusher.PusherEmulator:

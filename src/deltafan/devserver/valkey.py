@@ -55,6 +55,11 @@ class EmbeddedValkey:
         return f"redis://{HOST}:{self.port}/0"
 
     @property
+    def running(self) -> bool:
+        """Whether it was started, and neither stopped nor killed since."""
+        return self._watched is not None
+
+    @property
     def pid(self) -> int:
         """The process id of the server itself, not of its watchdog."""
         return self._running().pid
@@ -85,8 +90,9 @@ class EmbeddedValkey:
             raise ConfigurationError("the embedded Valkey is running already")
         binary, directory = _given_binary(self._binary) or _packaged_binary(), self._directory()
         for last_try in (*[False] * (PORT_TRIES - 1), True):
-            port = self._port or _free_port()
-            watched = WatchedServer(self._command(binary, directory, port), directory)
+            port = self._port or free_port()
+            temporary = self._own_dir is not None
+            watched = WatchedServer(self._command(binary, directory, port), directory, temporary=temporary)
             try:
                 await watched.ready(port)
             except PortTakenError as error:
@@ -146,7 +152,7 @@ class EmbeddedValkey:
         ]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that was free a moment ago; another process may take it before the server does."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))

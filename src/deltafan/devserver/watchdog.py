@@ -1,8 +1,10 @@
-"""Runs a command for as long as its own parent lives: `python -m deltafan.devserver.watchdog -- CMD ARGS...`
+"""Runs a command for as long as its own parent lives: `python -m deltafan.devserver.watchdog [--remove DIR] -- CMD`
 
 Standard input is a pipe that the parent holds open. When it ends, however the parent came to its end, the command gets
 SIGTERM, and SIGKILL three seconds later. SIGTERM and SIGINT are handed on. When the command ends, so does the watchdog,
-with its exit code (128 + N for signal N). Standard library only, and no import of this package, for a quick start.
+with its exit code (128 + N for signal N). A parent that lets go in order writes something first; if it wrote nothing,
+it was killed, and the folder DIR, which it would have removed, is removed here. Standard library only, and no import of
+this package, for a quick start.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +23,14 @@ GRACE_SECONDS = 3.0
 _USAGE = 2
 _CANNOT_RUN = 127
 _PR_SET_PDEATHSIG = 1
+_HOW = "usage: python -m deltafan.devserver.watchdog [--remove DIR] -- CMD ARGS..."
 
 
 def main(argv: Sequence[str]) -> int:
-    command = list(argv[1:]) if argv[:1] == ["--"] else []
+    folder, words = (argv[1], argv[2:]) if argv[:1] == ["--remove"] and len(argv) > 1 else (None, argv)
+    command = list(words[1:]) if words[:1] == ["--"] else []
     if not command:
-        print("usage: python -m deltafan.devserver.watchdog -- CMD ARGS...", file=sys.stderr)  # noqa: T201 - its only output
+        print(_HOW, file=sys.stderr)  # noqa: T201 - its only output
         return _USAGE
     wakeups = _signals_as_bytes()
     try:
@@ -33,7 +38,10 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201 - its only output
         return _CANNOT_RUN
-    return _watch(child, wakeups)
+    code, orphaned = _watch(child, wakeups)
+    if orphaned and folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
 
 
 def _signals_as_bytes() -> int:
@@ -65,8 +73,12 @@ def _death_of_parent_kills() -> Callable[[], None]:
     return request
 
 
-def _watch(child: subprocess.Popen[bytes], wakeups: int) -> int:
-    """Waits for the child's end, the parent's end and signals; returns the exit code."""
+def _watch(child: subprocess.Popen[bytes], wakeups: int) -> tuple[int, bool]:
+    """Waits for the child's end, the parent's end and signals.
+
+    :return: the exit code, and whether the parent was killed.
+    """
+    orderly = orphaned = False
     watched = [wakeups, sys.stdin.fileno()]
     deadline: float | None = None
     while (code := child.poll()) is None:
@@ -79,11 +91,15 @@ def _watch(child: subprocess.Popen[bytes], wakeups: int) -> int:
             for number in os.read(wakeups, 256):
                 if number in (signal.SIGTERM, signal.SIGINT):
                     child.send_signal(number)
-        if sys.stdin.fileno() in readable and not os.read(sys.stdin.fileno(), 4096):
+        if sys.stdin.fileno() in readable:
+            if os.read(sys.stdin.fileno(), 4096):
+                orderly = True
+                continue
+            orphaned = not orderly
             watched.remove(sys.stdin.fileno())
             child.terminate()
             deadline = time.monotonic() + GRACE_SECONDS
-    return 128 - code if code < 0 else code
+    return 128 - code if code < 0 else code, orphaned
 
 
 if __name__ == "__main__":

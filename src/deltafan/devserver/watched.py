@@ -34,9 +34,12 @@ class PortTakenError(Exception):
 
 
 class WatchedServer:
-    """One run of a server under its watchdog. Closing our end of the pipe, or dying, ends it."""
+    """One run of a server under its watchdog. Closing our end of the pipe, or dying, ends it.
 
-    def __init__(self, command: Sequence[str], directory: Path) -> None:
+    :param temporary: the directory is ours to remove; should we be killed, the watchdog does.
+    """
+
+    def __init__(self, command: Sequence[str], directory: Path, *, temporary: bool = False) -> None:
         self.pid = 0
         """The server's, once it is ready."""
         self._pid_file = directory / PID_FILE
@@ -47,12 +50,13 @@ class WatchedServer:
             log = self._log_file.open("ab")
         except OSError as error:
             raise ConfigurationError(f"dir: {directory} cannot be written: {error.strerror}") from None
+        remove = ["--remove", str(directory)] if temporary else []
         watched, self._lifeline = os.pipe()
         try:
             # By its path, isolated and without site packages: it starts in a few milliseconds and imports none of ours.
             # In a session of its own: Ctrl-C in a terminal is for us, and the server goes last.
             self._process = subprocess.Popen(  # noqa: S603 - the caller's command
-                [sys.executable, "-I", "-S", watchdog.__file__, "--", *command],
+                [sys.executable, "-I", "-S", watchdog.__file__, *remove, "--", *command],
                 stdin=watched,
                 stdout=log,
                 stderr=log,
@@ -98,8 +102,10 @@ class WatchedServer:
         self.release()
 
     def release(self) -> None:
-        """Closes our end of the pipe."""
+        """Closes our end of the pipe, having said that we do it in order."""
         if self._lifeline >= 0:
+            with suppress(OSError):  # the watchdog has ended
+                os.write(self._lifeline, b".")
             os.close(self._lifeline)
             self._lifeline = -1
 

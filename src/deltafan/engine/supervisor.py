@@ -1,7 +1,7 @@
-"""Several worker processes: starts them, restarts one that dies, hands signals on, ends with them.
+"""Several worker processes: starts them, restarts one that dies or is stuck, hands signals on, ends with them.
 
-Children are started anew, not forked: a fork of a process with threads and event loops is a gamble. Each has a pipe
-from us as its standard input; at its end it hands its jobs over and ends (see `lifeline`).
+Children are started anew, not forked: a fork of a process with threads and event loops is a gamble. Each has a socket
+of ours as its standard input: when it closes, the child hands its jobs over and ends (see `lifeline`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import asyncio
 import random
 import signal
 import time
-from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from deltafan.engine.supervised import SupervisedChild, start_child
+from deltafan.lifeline import BEATS_PER_LEASE, GRACE_SECONDS, stuck_after
 from deltafan.telemetry.hooks import Hook, Level, Signal
 
 CANNOT_START: Final = 2
@@ -31,17 +32,27 @@ class Supervisor:
 
     :param environment: of the children.
     :param patience: seconds that children may take to end after they were asked to; then they are killed.
+    :param lease: of the workers; a child that has begun to beat and is silent for `stuck_after(lease)` is killed.
     """
 
     def __init__(
-        self, command: Sequence[str], count: int, *, environment: Mapping[str, str], patience: float, hook: Hook
+        self,
+        command: Sequence[str],
+        count: int,
+        *,
+        environment: Mapping[str, str],
+        patience: float,
+        lease: float,
+        hook: Hook,
     ) -> None:
         self._command = tuple(command)
         self._count = count
         self._environment = dict(environment)
         self._patience = patience
+        self._look = lease / BEATS_PER_LEASE
+        self._stuck_after = stuck_after(lease)
         self._hook = hook
-        self._children: dict[int, Process] = {}
+        self._children: dict[int, SupervisedChild] = {}
         self._stopping = asyncio.Event()
         self._any_was_steady = False
         self._exit_code = 0
@@ -62,15 +73,15 @@ class Supervisor:
         self._stopping.set()
         self._signal("supervisor.draining" if first else "supervisor.hurrying", children=len(self._children))
         for child in self._children.values():
-            with suppress(ProcessLookupError):
-                child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGTERM)
 
     def abandon(self) -> None:
-        """Close the children's pipes: they hand their jobs over and end."""
+        """Our own parent has ended, or let us go: let the children go, who hand their jobs over and end."""
+        self._signal("supervisor.let_go", children=len(self._children))
+        self._patience = GRACE_SECONDS - 0.5  # before our own end, so that a stuck child is killed by us
         self._stopping.set()
         for child in self._children.values():
-            if child.stdin is not None:
-                child.stdin.close()
+            child.let_go()
 
     async def _keep(self, place: int) -> None:
         quick_deaths = 0
@@ -94,38 +105,45 @@ class Supervisor:
                     await self._stopping.wait()
 
     async def _run_child(self, place: int) -> int:
-        child = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            env=self._environment,
-            start_new_session=True,  # Ctrl-C in a terminal is for us, who hand it on
-        )
+        child = await start_child(self._command, self._environment)
         self._children[place] = child
         self._signal("supervisor.started", child=place, pid=child.pid)
         if self._stopping.is_set():  # it was on its way up when the others were told
             child.send_signal(signal.SIGTERM)
         try:
-            code = await self._wait(child)
+            code = await self._wait(place, child)
         finally:
-            if child.returncode is None:
-                child.kill()
+            child.send_signal(signal.SIGKILL)
+            child.let_go()
             del self._children[place]
         level: Level = "info" if code == 0 else "warning"
         self._signal("supervisor.child_ended", level, child=place, pid=child.pid, why=describe(code))
         return code
 
-    async def _wait(self, child: Process) -> int:
-        """Its end; after `terminate`, for no longer than our patience."""
+    async def _wait(self, place: int, child: SupervisedChild) -> int:
+        """Its end. One that is stuck is killed, and, once we are stopping, one that takes longer than our patience."""
         ended = asyncio.create_task(child.wait())
         stopping = asyncio.create_task(self._stopping.wait())
+        silent = asyncio.create_task(child.silence(self._look, self._stuck_after))
         try:
-            await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({ended}, timeout=self._patience)
+            await asyncio.wait({ended, stopping, silent}, return_when=asyncio.FIRST_COMPLETED)
+            if not silent.done():
+                await asyncio.wait({ended, silent}, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
-                child.kill()
+                await self._kill(place, child, stuck=silent.done())
             return await ended
         finally:
             stopping.cancel()
+            silent.cancel()
+
+    async def _kill(self, place: int, child: SupervisedChild, *, stuck: bool) -> None:
+        if stuck:
+            stack = await child.stack()
+            silent = round(self._stuck_after, 1)
+            self._signal("supervisor.stuck", "error", child=place, pid=child.pid, silent=silent, stack=stack)
+        else:
+            self._signal("supervisor.overdue", "error", child=place, pid=child.pid, seconds=round(self._patience, 1))
+        child.send_signal(signal.SIGKILL)
 
     def _give_up(self, code: int) -> None:
         self._exit_code = code if code == CANNOT_START else 1

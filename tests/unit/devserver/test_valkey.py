@@ -130,19 +130,19 @@ async def test_a_port_that_was_taken_in_the_meantime_is_let_go(monkeypatch: pyte
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        free = valkey._free_port
+        free = valkey.free_port
         offered = iter([taken.getsockname()[1]])
-        monkeypatch.setattr(valkey, "_free_port", lambda: next(offered, None) or free())
+        monkeypatch.setattr(valkey, "free_port", lambda: next(offered, None) or free())
         async with EmbeddedValkey() as server, Redis.from_url(server.url) as client:
             assert server.port != taken.getsockname()[1]
             assert await client.ping()
 
 
 async def test_another_server_on_the_port_is_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = valkey._free_port
+    free = valkey.free_port
     async with EmbeddedValkey() as other:
         offered = iter([other.port])
-        monkeypatch.setattr(valkey, "_free_port", lambda: next(offered, None) or free())
+        monkeypatch.setattr(valkey, "free_port", lambda: next(offered, None) or free())
         async with EmbeddedValkey() as server:
             assert server.port != other.port
             assert server.pid != other.pid

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,10 +31,10 @@ while True:
 """
 
 
-async def watched(code: str) -> asyncio.subprocess.Process:
+async def watched(code: str, *options: str) -> asyncio.subprocess.Process:
     """A Python program under a watchdog whose parent is this test."""
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", watchdog.__file__, "--", sys.executable, "-I", "-S", "-c", code),
+        *(sys.executable, "-I", "-S", watchdog.__file__, *options, "--", sys.executable, "-I", "-S", "-c", code),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,3 +110,26 @@ async def test_a_program_that_is_not_there_is_named() -> None:
     )
     _, errors = await process.communicate()
     assert (process.returncode, errors) == (127, b"/no/such/program: No such file or directory\n")
+
+
+@pytest.mark.parametrize("orderly", [True, False], ids=["in order", "by being killed"])
+async def test_it_removes_a_folder_only_when_its_parent_cannot(tmp_path: Path, orderly: bool) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "file").touch()
+    process = await watched(TALKATIVE, "--remove", str(folder))
+    await first_line(process)
+    assert process.stdin is not None
+    if orderly:
+        process.stdin.write(b".")
+    let_go(process)
+    assert await process.wait() == 42
+    assert folder.exists() is orderly
+
+
+async def test_a_folder_stays_when_what_it_runs_ends_first(tmp_path: Path) -> None:
+    """The parent lives: it may start a server there again."""
+    process = await watched("pass", "--remove", str(tmp_path))
+    assert await process.wait() == 0
+    let_go(process)
+    assert os.listdir(tmp_path) == []  # it is there
