@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from redis.asyncio import Redis
 
 from deltafan.broker.connections import Connections, redis_errors
 from deltafan.broker.keys import GROUP, Partition, partition
@@ -11,6 +14,7 @@ from deltafan.broker.status import read_status
 from deltafan.errors import JobNotFound
 from deltafan.events import Done, Event, Usage
 from deltafan.transcript import Transcript
+from deltafan.wire import decode
 
 STATE_OF = {"cancelled": "cancelled", "expired": "expired", "error": "failed"}
 """The state of a job whose `done` gives one of these reasons; any other is `done`."""
@@ -40,6 +44,14 @@ async def record_problems(connections: Connections, job_id: str, transcript: Tra
     if buried != (state == "failed"):
         problems.append(f"it is {state} and {'has a' if buried else 'has no'} dead letter")
     return problems
+
+
+async def read_log(connections: Connections, job_id: str) -> list[Event]:
+    """A job's log as Redis holds it, nothing merged."""
+    with redis_errors():
+        entries: Any = await connections.commands.xrange(partition(job_id).log(job_id))
+    events = (decode(fields[b"e"]) for _, fields in entries)
+    return [event for event in events if event is not None]
 
 
 async def _buried(connections: Connections, job_id: str, queue: str) -> list[str]:
@@ -91,3 +103,26 @@ def usage_of(events: Iterable[Event]) -> list[Usage]:
 
 def done_of(events: Iterable[Event]) -> Done | None:
     return next((event for event in events if isinstance(event, Done)), None)
+
+
+def _of_servers(client: Mapping[str, str]) -> bool:
+    """Whether a connection is one that servers have among themselves: of replicas, primaries and sentinels."""
+    return bool(set("MS") & set(client["flags"])) or client["name"].startswith("sentinel-")
+
+
+async def connection_problems(url: str, patience: float) -> list[str]:
+    """Connections at a Redis that nobody should have any more.
+
+    :param patience: seconds in which the server may notice that they have been closed.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience
+    async with Redis.from_url(url) as redis:
+        own = await redis.client_id()
+        while True:
+            with redis_errors():
+                clients: Any = await redis.client_list()
+            left = [client for client in clients if client["id"] != str(own) and not _of_servers(client)]
+            if not left or loop.time() > until:
+                return [f"a connection from {client['addr']} is open ({client['cmd']})" for client in left]
+            await asyncio.sleep(0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from redis.exceptions import RedisError
 
 from deltafan.broker.queue import AsyncQueue
 from deltafan.errors import BrokerUnavailable, JobNotFound, LogExpired
-from deltafan.events import Done, Event, EventId
+from deltafan.events import Done, Error, Event, EventId
 from deltafan.sse import Decoder
 from deltafan.wire import decode
 
@@ -29,9 +30,13 @@ class Seen:
     events: list[Event] = field(default_factory=list)
     resets: int = 0
     """How often it was told that what it had is void."""
+    delivered: int = 0
+    """Events that reached it, those before a reset included."""
     connections: int = 0
     failures: list[str] = field(default_factory=list)
     """Answers other than a stream, such as `503`."""
+    told: list[str] = field(default_factory=list)
+    """Codes of errors that are no events of the job, such as `job_gone`."""
     gone: str = ""
     """Why there is nothing more to follow, when it was told so instead of `done`."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,6 +51,7 @@ class Seen:
 
     def add(self, event: Event) -> None:
         self.events.append(event)
+        self.delivered += 1
         self.news.set()
 
     def reset(self) -> None:
@@ -104,6 +110,9 @@ async def _frames(answer: aiohttp.ClientResponse, seen: Seen, cursor: EventId | 
                     seen.reset()
                     cursor = None
                 elif frame.event != "heartbeat" and (event := decode(frame.data)) is not None:
+                    if event.id is None and isinstance(event, Error):
+                        seen.told.append(event.code)
+                        continue
                     seen.add(event)
                     cursor = event.id
     except (aiohttp.ClientError, OSError, TimeoutError):
@@ -135,9 +144,9 @@ def by_client(queue: AsyncQueue, job_id: str, after: EventId | None = None) -> F
     return follow
 
 
-def by_channel(redis: Redis, channel: str, log: str) -> Follow:
+def by_channel(redis: Redis, channel: str, log: str, record: str) -> Follow:
     """As a program in any language does: subscribe, read the log, merge by id; read the log again after a hole or a
-    lost connection, and when nothing has come for a second.
+    lost connection, and when nothing has come for a second. Without a record there is nothing to wait for.
     """
 
     async def read(seen: Seen) -> None:
@@ -146,12 +155,14 @@ def by_channel(redis: Redis, channel: str, log: str) -> Follow:
         for _, fields in found:
             if (event := decode(fields[b"e"])) is not None:
                 seen.add(event)
+        if not found and not await redis.exists(record):
+            seen.gone = "not_found"
 
     async def listen(seen: Seen) -> None:
         async with redis.pubsub() as pubsub:
             await pubsub.subscribe(channel)
             await read(seen)
-            while not seen.ended:
+            while not (seen.ended or seen.gone):
                 message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=1.0)
                 event = decode(message["data"]) if message and message["type"] == "message" else None
                 if event is not None and _is_next(seen.last, event):
@@ -160,7 +171,7 @@ def by_channel(redis: Redis, channel: str, log: str) -> Follow:
                     await read(seen)
 
     async def follow(seen: Seen) -> None:
-        while not seen.ended:
+        while not (seen.ended or seen.gone):
             seen.connections += 1
             try:
                 await listen(seen)
@@ -174,3 +185,21 @@ def _is_next(last: EventId | None, event: Event) -> bool:
     if last is None or event.id is None:
         return False
     return event.id == EventId(last.attempt, last.seq + 1) or (event.id.attempt > last.attempt and event.id.seq == 0)
+
+
+def coming_and_going(follow_from: Callable[[EventId | None], Follow], stays: Sequence[float]) -> Follow:
+    """Leaves after each stay, in seconds, and comes back with its cursor; the last time it stays to the end.
+
+    :param follow_from: makes the follower that it is meanwhile, from a cursor on.
+    """
+
+    async def follow(seen: Seen) -> None:
+        for stay in stays:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(stay):
+                    await follow_from(seen.last)(seen)
+            if seen.ended or seen.gone:
+                return
+        await follow_from(seen.last)(seen)
+
+    return follow

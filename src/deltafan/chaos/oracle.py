@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltafan.devserver.provider.journal import RequestRecord
-from deltafan.events import Done, Event, EventId, Meta
+from deltafan.events import Delta, Done, Event, EventId, Meta
 from deltafan.transcript import Transcript
 
 
@@ -18,6 +18,7 @@ def order_problems(events: Iterable[Event], after: EventId | None = None) -> lis
     """Whether ids rise without a gap, from `after` on, and each attempt begins with its `meta`."""
     problems: list[str] = []
     last = after
+    said = False
     for event in events:
         if event.id is None:
             problems.append(f"a {event.type} has no id")
@@ -28,11 +29,14 @@ def order_problems(events: Iterable[Event], after: EventId | None = None) -> lis
         if last is None or first.attempt > last.attempt:
             if first.seq != 0 or not isinstance(event, Meta):
                 problems.append(f"attempt {first.attempt} begins at {first} with a {event.type}, not with its meta")
+            elif said and event.restart == event.continued:
+                problems.append(f"{first} does not say what becomes of the output before it")
         elif first != EventId(last.attempt, last.seq + 1):
             problems.append(f"{first} follows {last}")
         elif isinstance(event, Meta) and event.restart == event.continued:
             problems.append(f"{first} does not say whether it begins anew or goes on")
         last = event.id
+        said = isinstance(event, Delta) or (said and not (isinstance(event, Meta) and event.restart))
     return problems
 
 
@@ -66,16 +70,17 @@ def problems_of(events: Sequence[Event], *, text: str | None = None, after: Even
     if after is None and transcript.done is not None and transcript.done.text_length != len(transcript.text):
         problems.append(f"done counts {transcript.done.text_length} characters, the text has {len(transcript.text)}")
     if text is not None and transcript.text != text:
-        problems.append(_difference(transcript.text, text))
+        problems.append(difference(transcript.text, text))
     return problems
 
 
-def _difference(got: str, expected: str) -> str:
+def difference(got: str, expected: str, what: str = "text") -> str:
+    """Where two texts part, in words."""
     place = next(
         (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
     )
     return (
-        f"the text differs from what the provider sent at character {place}: {got[place : place + 40]!r} "
+        f"the {what} differs from what the provider sent at character {place}: {got[place : place + 40]!r} "
         f"({len(got)} characters) instead of {expected[place : place + 40]!r} ({len(expected)} characters)"
     )
 
@@ -102,9 +107,14 @@ def outputs(events: Iterable[Event]) -> dict[int, tuple[object, ...]]:
     }
 
 
-def agreement_problems(transcripts: Mapping[str, Sequence[Event]]) -> list[str]:
-    """Whether followers who saw a job whole saw the same. The first one is what the others are compared with."""
+def agreement_problems(transcripts: Mapping[str, Sequence[Event]], *, final_only: bool = False) -> list[str]:
+    """Whether followers who saw a job whole saw the same. The first one is what the others are compared with.
+
+    :param final_only: of the last attempt; Redis lost writes, and what followers saw of earlier ones is nowhere else.
+    """
     known = [(name, outputs(events)) for name, events in transcripts.items()]
+    if final_only:
+        known = [(name, {number: said[number] for number in sorted(said)[-1:]}) for name, said in known]
     return [
         f"{name} and {known[0][0]} differ in attempt {attempt}: {said.get(attempt)!r:.200} and {other!r:.200}"
         for name, said in known[1:]
@@ -126,17 +136,23 @@ class Overlap:
     seconds: float
 
 
+def asker(record: RequestRecord) -> str:
+    """What tells jobs apart: the `key` that a job gave the provider, whatever its messages have become meanwhile."""
+    return record.key.rpartition(":")[2]
+
+
 def overlaps(records: Iterable[RequestRecord], slack: float = 0.25) -> list[Overlap]:
-    """Requests for one prompt that the provider answered at the same time.
+    """Requests for one job that the provider answered at the same time.
 
     :param slack: seconds that the provider may take to see that a connection has been closed.
     """
     found: list[Overlap] = []
     by_key: dict[str, list[RequestRecord]] = {}
     for record in sorted(records, key=lambda r: r.started):
-        for other in by_key.setdefault(record.key, []):
+        earlier = by_key.setdefault(asker(record), [])
+        for other in earlier:
             together = (other.ended or float("inf")) - record.started
             if together > slack:
                 found.append(Overlap(other, record, together))
-        by_key[record.key].append(record)
+        earlier.append(record)
     return found

@@ -87,7 +87,7 @@ async def running(
     :param command: an own program that is run instead of `deltafan <arguments>`; it prints a line of JSON when ready.
     :raises ChildFailed: it does not start; its log says why.
     """
-    with log.open("wb") as file:
+    with log.open("ab") as file:  # it may have run before
         async with Child(arguments, environment, log=file, program=command) as child:
             program = Program(name, child, log, redis, provider, await child.ready())
             try:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -27,6 +28,7 @@ from deltafan.broker.queue import AsyncJob, AsyncQueue
 from deltafan.chaos import audit, oracle
 from deltafan.chaos.followers import Follow, Seen, by_channel, by_client, by_sse
 from deltafan.chaos.program import Program, running
+from deltafan.chaos.sent import sent_problems
 from deltafan.devserver.provider import Provider, Script
 from deltafan.devserver.provider import running as provider_running
 from deltafan.devserver.provider.journal import RequestRecord
@@ -86,7 +88,9 @@ class Job:
         self.start(f"client{name}", by_client(self.rig.queue, self.id))
         if self.rig.redis is not None:
             keys = partition(self.id)
-            self.start(f"channel{name}", by_channel(self.rig.redis, keys.live(self.id), keys.log(self.id)))
+            self.start(
+                f"channel{name}", by_channel(self.rig.redis, keys.live(self.id), keys.log(self.id), keys.job(self.id))
+            )
 
     async def until(self, check: Callable[[Seen], bool], timeout: float = 30.0) -> None:
         """Wait until every follower's transcript fulfils a check."""
@@ -101,7 +105,8 @@ class Job:
 
         :raises TimeoutError: one has not; names it.
         """
-        await asyncio.wait(self.tasks.values(), timeout=timeout)
+        if self.tasks:
+            await asyncio.wait(self.tasks.values(), timeout=timeout)
         for name, task in self.tasks.items():
             if not task.done():
                 seen = self.seen[name]
@@ -110,8 +115,8 @@ class Job:
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """What the provider was asked for it."""
-        return [record for record in self.rig.provider.requests if record.key == self.key]
+        """What the provider was asked for it, oldest first: of every attempt, and of every turn of one with tools."""
+        return [record for record in self.rig.provider.requests if oracle.asker(record) == self.key]
 
     async def log(self) -> list[Event]:
         """What Redis holds of it."""
@@ -143,6 +148,7 @@ class Rig:
         self.http: aiohttp.ClientSession
         self.jobs: list[Job] = []
         self.programs: list[Program] = []
+        self._starts: dict[Program, Callable[[], AbstractAsyncContextManager[Program]]] = {}
         self._opened = opened
         self._folder = folder
         self._numbers = itertools.count(1)
@@ -168,7 +174,10 @@ class Rig:
             rig = Rig(stack, folder, backend, settings, provider)
             rig.queue = await stack.enter_async_context(AsyncQueue(settings))
             rig.http = await stack.enter_async_context(
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=5))
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=0),  # followers must not wait for one another
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=5),
+                )
             )
             if backend.url.startswith("redis://"):
                 rig.redis = await stack.enter_async_context(Redis.from_url(backend.url, socket_timeout=2.0))
@@ -189,7 +198,9 @@ class Rig:
         :param command: an own program that calls `run_worker`, and prints a line of JSON when it is ready.
         """
         provider = await self._opened.enter_async_context(proxied(self.provider.base_url))
-        more = {"VLLM_BASE_URL": provider.url(self.provider.base_url), "VLLM_API_KEY": "sk-scripted"}
+        address = provider.url(self.provider.base_url)
+        more = {"VLLM_BASE_URL": address, "VLLM_API_KEY": "sk-scripted"}
+        more |= {"OPENAI_BASE_URL": address, "OPENAI_API_KEY": "sk-scripted"}  # takes no prefill, as the other does
         return await self._start("worker", settings, more, provider, command)
 
     async def relay(self, **settings: object) -> Program:
@@ -213,8 +224,19 @@ class Rig:
         environment = {f"DELTAFAN_{key.upper()}": str(value) for key, value in {**QUICK, **settings}.items()}
         environment |= {"REDIS_URL": url, "DELTAFAN_PARTITIONS": str(self.settings.partitions), **more}
         log = self._folder / f"{name}.log"
-        started = running(name, [kind], environment, log, redis=redis, provider=provider, command=command)
-        program = await self._opened.enter_async_context(started)
+        start = partial(running, name, [kind], environment, log, redis=redis, provider=provider, command=command)
+        return await self._run(start)
+
+    async def again(self, program: Program) -> Program:
+        """Start a program that has ended once more, with its settings, behind its proxies.
+
+        :raises ChildFailed: it does not start; its log says why.
+        """
+        return await self._run(self._starts[program])
+
+    async def _run(self, start: Callable[[], AbstractAsyncContextManager[Program]]) -> Program:
+        program = await self._opened.enter_async_context(start())
+        self._starts[program] = start
         self.programs.append(program)
         return program
 
@@ -235,38 +257,46 @@ class Rig:
         self.jobs.append(job)
         return job
 
-    async def problems(self, *jobs: Job, whole: bool = True, settled: bool = True, overlaps: bool = False) -> list[str]:
+    async def problems(
+        self, *jobs: Job, whole: bool = True, settled: bool = True, overlaps: bool = False, forgot: bool = False
+    ) -> list[str]:
         """Wait for jobs (all, when none is named) to end, and say what is wrong with them.
 
         :param whole: the final attempt's text is all of what the model was to say.
         :param settled: all jobs of the rig have ended: look for what was left behind, too.
         :param overlaps: a process stood still or was cut off from Redis past its lease: the provider may have been
             asked for a job again while its first answer still ran.
+        :param forgot: Redis lost its latest writes, which followers had seen.
         """
         found: list[str] = []
         for job in jobs or self.jobs:
             await job.ended()
-            found += await self._job_problems(job, whole, overlaps)
+            found += await self._job_problems(job, whole, overlaps, forgot)
         if settled:
             found += await self._settled_problems()
         return found
 
-    async def check(self, *jobs: Job, whole: bool = True, settled: bool = True, overlaps: bool = False) -> None:
+    async def check(
+        self, *jobs: Job, whole: bool = True, settled: bool = True, overlaps: bool = False, forgot: bool = False
+    ) -> None:
         """As `problems`.
 
         :raises AssertionError: names each promise that was broken.
         """
-        found = await self.problems(*jobs, whole=whole, settled=settled, overlaps=overlaps)
+        found = await self.problems(*jobs, whole=whole, settled=settled, overlaps=overlaps, forgot=forgot)
         if found:
             raise AssertionError("\n".join(found))
 
-    async def _job_problems(self, job: Job, whole: bool, overlaps: bool) -> list[str]:
+    async def _job_problems(self, job: Job, whole: bool, overlaps: bool, forgot: bool) -> list[str]:
         found: list[str] = []
         transcripts = {"log": await job.log(), **{name: seen.events for name, seen in job.seen.items()}}
         for name, events in transcripts.items():
             problems = oracle.problems_of(events, text=job.text if whole else None)
             found += [f"{job.id} by {name}: {problem}" for problem in problems]
-        found += [f"{job.id}: {problem}" for problem in oracle.agreement_problems(transcripts)]
+        found += [f"{job.id}: {problem}" for problem in oracle.agreement_problems(transcripts, final_only=forgot)]
+        forgotten = self.provider.journal.forgotten > 0
+        sent = sent_problems(transcripts["log"], job.requests, overlaps=overlaps, forgotten=forgotten)
+        found += [f"{job.id}: {problem}" for problem in sent]
         record = await audit.record_problems(self.queue.connections, job.id, oracle.transcript_of(transcripts["log"]))
         found += [f"{job.id}: {problem}" for problem in record]
         if not overlaps:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
@@ -34,20 +34,33 @@ class Gate:
         """Reset each connection that begins from now on when it has passed so many bytes in this direction."""
         self._open = asyncio.Event()
         self._open.set()
+        self._held_back: Watch | None = None
+        self._let_go = asyncio.Event()
 
     def hold(self) -> None:
         """Keep bytes back until `flow`."""
         self._open.clear()
 
+    def hold_back(self, watch: Watch) -> None:
+        """Keep back each piece that `watch` knows, and what its connection sends after it, until `flow`. All other
+        connections go on. What is held arrives late, even when its sender has given up or died meanwhile.
+        """
+        self._held_back = watch
+        self._let_go.clear()
+
     def flow(self) -> None:
         """Pass everything, at once."""
         self.swallows, self.delay, self.cut_after = False, 0.0, None
+        self._held_back = None
+        self._let_go.set()
         self._open.set()
 
-    async def passage(self) -> None:
+    async def passage(self, data: bytes) -> None:
         if self.delay:
             await asyncio.sleep(self.delay)
         await self._open.wait()
+        if self._held_back is not None and self._held_back(data):
+            await self._let_go.wait()
 
 
 @dataclass(eq=False)
@@ -57,8 +70,15 @@ class _Connection:
     left: dict[Gate, int] = field(default_factory=dict)
     """Bytes it may still pass through a gate, where that is limited."""
     silent: bool = False
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def port(self) -> int:
+        """By which the server knows it."""
+        return int(self.server.get_extra_info("sockname")[1])
 
     def abort(self) -> None:
+        self.aborted.set()
         for writer in (self.client, self.server):
             writer.transport.abort()
 
@@ -79,11 +99,21 @@ class Proxy:
         self._cut_on: Watch | None = None
         self.was_cut = asyncio.Event()
         self._connections: set[_Connection] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     @property
     def open(self) -> int:
         """Connections that are open now."""
         return len(self._connections)
+
+    def stand_before(self, url: str) -> None:
+        """Pass new connections to another server, such as the same one on another port."""
+        self._target = _address(url)
+
+    @property
+    def ports(self) -> set[int]:
+        """By which the server knows the connections that are open now."""
+        return {connection.port for connection in self._connections}
 
     def url(self, url: str) -> str:
         """The server's URL, by way of us."""
@@ -104,10 +134,14 @@ class Proxy:
     def come_back(self) -> None:
         self._refuses = False
 
-    def silence(self) -> None:
-        """The present connections swallow everything, both ways, for ever: half-open sockets. New ones are sound."""
+    def silence(self, ports: Collection[int] | None = None) -> None:
+        """The present connections swallow everything, both ways, for ever: half-open sockets. New ones are sound.
+
+        :param ports: only those that the server knows by these ports, such as those of `CLIENT LIST TYPE pubsub`.
+        """
         for connection in self._connections:
-            connection.silent = True
+            if ports is None or connection.port in ports:
+                connection.silent = True
 
     def cut_after_request(self, watch: Watch) -> None:
         """Once, pass the request that `watch` knows on to the server, and cut its connection before the answer.
@@ -123,8 +157,21 @@ class Proxy:
         self.up.flow()
         self.down.flow()
 
+    async def aclose(self) -> None:
+        """Reset every connection, and wait until nothing of it is left. For when no more are taken."""
+        self._refuses = True
+        self.up.flow()
+        self.down.flow()
+        while self._serving:  # one that is still being made can be reset when it has been
+            self.cut()
+            await asyncio.wait(tuple(self._serving), timeout=0.1)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client's connection, until either side ends it."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
         if self._refuses:
             writer.transport.abort()
             return
@@ -155,10 +202,12 @@ class Proxy:
                 self.down.hold()
             await _pass_on(data, connection.server)
             if cuts:
-                await self._applied()
-                connection.abort()
-                self.down.flow()
-                self.was_cut.set()
+                try:
+                    await self._applied()
+                finally:  # also when the server ends before that
+                    connection.abort()
+                    self.down.flow()
+                    self.was_cut.set()
         await _end(connection, connection.server)
 
     async def _answers(self, connection: _Connection, reader: asyncio.StreamReader) -> None:
@@ -182,7 +231,7 @@ async def _pass_on(data: bytes, writer: asyncio.StreamWriter) -> None:
 async def _end(connection: _Connection, other: asyncio.StreamWriter) -> None:
     """One side has ended, and so will the other when it has everything. A half-open socket does not even show that."""
     if connection.silent:
-        await asyncio.Event().wait()
+        await connection.aborted.wait()
     other.close()
     await other.wait_closed()
     raise EOFError
@@ -190,7 +239,7 @@ async def _end(connection: _Connection, other: asyncio.StreamWriter) -> None:
 
 async def _passing(reader: asyncio.StreamReader, gate: Gate, connection: _Connection) -> AsyncIterator[bytes]:
     while data := await reader.read(CHUNK):
-        await gate.passage()
+        await gate.passage(data)
         if gate.swallows or connection.silent:
             continue
         left = connection.left.get(gate)
@@ -203,17 +252,20 @@ async def _passing(reader: asyncio.StreamReader, gate: Gate, connection: _Connec
             raise EOFError
 
 
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or _PORTS.get(parts.scheme, 0)
+
+
 @asynccontextmanager
 async def proxied(url: str) -> AsyncIterator[Proxy]:
     """A proxy on a free port of 127.0.0.1, before the server of a URL."""
-    parts = urlsplit(url)
-    proxy = Proxy(parts.hostname or "127.0.0.1", parts.port or _PORTS.get(parts.scheme, 0))
+    proxy = Proxy(*_address(url))
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
     finally:
         server.close()
-        proxy.heal()
-        proxy.cut()
+        await proxy.aclose()
         await server.wait_closed()

@@ -75,9 +75,12 @@ async def _answer(dialect: Dialect, request: web.Request) -> web.StreamResponse:
         outcome = REJECTED
         error.headers["x-request-id"] = record.id
         return error.response()
-    except (asyncio.CancelledError, ConnectionError) as error:
-        # Cancelled is either: aiohttp cancels a handler whose client has gone, and `_stop` those that are left.
-        record.client_closed = isinstance(error, ConnectionError) or request.transport is None
+    except ConnectionError:
+        record.client_closed, outcome = True, CLIENT_CLOSED
+        return web.Response()  # to nobody: aiohttp would log the error as one of ours
+    except asyncio.CancelledError:
+        # Either: aiohttp cancels a handler whose client has gone, and `_stop` those that are left.
+        record.client_closed = request.transport is None
         if record.client_closed:
             outcome = CLIENT_CLOSED
         raise

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
 
 from deltafan.devserver.provider.answer import Answer, CallArguments, CallStart, Choice, Delta, TextPiece
+from deltafan.devserver.provider.sent import CallPiece, counts
 
 DONE = b"data: [DONE]\n\n"
 
@@ -22,6 +23,12 @@ class Piece(NamedTuple):
     """What it adds to the text of choice 0."""
     fault: str | None = None
     """The fault that it shows to the client."""
+    calls: tuple[CallPiece, ...] = ()
+    """What it adds to the tool calls of choice 0."""
+    usage: Mapping[str, int] | None = None
+    """The usage that it reports."""
+    finish_reason: str | None = None
+    """With which it ends choice 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,8 @@ def stream_pieces(answer: Answer, envelope: Envelope) -> Iterator[Piece]:
     if envelope.usage:
         if envelope.late_usage:
             yield Piece(head + b"[]" + tail)
-        yield Piece(head + b'[],"usage":' + orjson.dumps(usage_of(answer)) + b"}\n\n")
+        used = usage_of(answer)
+        yield Piece(head + b'[],"usage":' + orjson.dumps(used) + b"}\n\n", usage=counts(used))
     if envelope.done:
         yield Piece(DONE)
 
@@ -84,18 +92,15 @@ def usage_of(answer: Answer) -> dict[str, Any]:
     }
 
 
-def event_text(event: bytes) -> str:
-    """What a recorded event adds to the text of choice 0; nothing if it is of another kind."""
-    line = next((line for line in event.splitlines() if line.startswith(b"data:")), b"data:")
-    try:
-        chunk = orjson.loads(line[5:])
-        if chunk.get("type") == "response.output_text.delta":
-            return str(chunk["delta"])
-        choice = next(c for c in chunk["choices"] if c.get("index", 0) == 0)
-        text = choice["delta"]["content"]
-    except (orjson.JSONDecodeError, StopIteration, KeyError, TypeError, AttributeError):
-        return ""
-    return text if isinstance(text, str) else ""
+def call_pieces(delta: Delta) -> tuple[CallPiece, ...]:
+    """What a delta adds to a tool call."""
+    match delta:
+        case CallStart(index, call_id, name):
+            return (CallPiece(index, call_id, name),)
+        case CallArguments(index, fragment):
+            return (CallPiece(index, arguments=fragment),)
+        case _:
+            return ()
 
 
 def _head(envelope: Envelope) -> bytes:
@@ -116,11 +121,13 @@ def _interleaved(answer: Answer, head: bytes, tail: bytes) -> Iterator[Piece]:
         for index, choice, deltas in waiting:
             delta = next(deltas, None)
             if delta is None:
-                yield Piece(head + _choice_json(index, b"{}", choice.finish_reason) + tail, fault=choice.fault)
+                end = head + _choice_json(index, b"{}", choice.finish_reason) + tail
+                yield Piece(end, fault=choice.fault, finish_reason=None if index else choice.finish_reason)
                 continue
             still_waiting.append((index, choice, deltas))
             text = delta.text if index == 0 and isinstance(delta, TextPiece) and delta.field == "content" else ""
-            yield Piece(head + _choice_json(index, _delta_json(delta)) + tail, True, text)
+            calls = () if index else call_pieces(delta)
+            yield Piece(head + _choice_json(index, _delta_json(delta)) + tail, True, text, calls=calls)
         waiting = still_waiting
 
 

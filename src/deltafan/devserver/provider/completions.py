@@ -12,7 +12,7 @@ from aiohttp import web
 from deltafan.devserver.provider.answer import compose
 from deltafan.devserver.provider.api_errors import ApiError, from_validation, refusal, stream_error
 from deltafan.devserver.provider.chat import ChatRequest, digest
-from deltafan.devserver.provider.chunks import Envelope, Piece, event_text
+from deltafan.devserver.provider.chunks import Envelope, Piece
 from deltafan.devserver.provider.dialects import Dialect
 from deltafan.devserver.provider.endings import Ending, with_faults
 from deltafan.devserver.provider.faults import REFUSALS, Fault, active_faults
@@ -26,6 +26,7 @@ from deltafan.devserver.provider.overrides import (
 )
 from deltafan.devserver.provider.script import Script
 from deltafan.devserver.provider.sending import Output, Pace, finish, send_stream
+from deltafan.devserver.provider.sent import read_event
 from deltafan.devserver.provider.source import Replay
 from deltafan.errors import ValidationError
 
@@ -130,7 +131,8 @@ async def _stream(exchange: Exchange) -> web.StreamResponse:
 def _replayed(source: Replay, *, done: bool) -> Iterable[Piece]:
     for event in source.events:
         if done or event.strip() != b"data: [DONE]":
-            yield Piece(event, True, event_text(event))
+            added = read_event(event)
+            yield Piece(event, True, added.text, None, added.calls, added.usage, added.finish_reason)
 
 
 async def _whole(exchange: Exchange) -> web.StreamResponse:
@@ -155,9 +157,10 @@ async def _whole(exchange: Exchange) -> web.StreamResponse:
     await output.open()
     await output.write(sent)
     if fault is None:
-        exchange.record.sent([Piece(sent, fault=whole.fault)])
+        exchange.record.sent(
+            [Piece(sent, False, whole.text, whole.fault, whole.calls, whole.usage, whole.finish_reason)]
+        )
         exchange.record.chunks = whole.chunks
-        exchange.record.add_text(whole.text)
     else:
         exchange.record.fail(fault)
         exchange.journal.changed()

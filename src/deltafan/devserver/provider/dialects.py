@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from deltafan.devserver.provider.answer import Answer, compose
 from deltafan.devserver.provider.api_errors import stream_error
 from deltafan.devserver.provider.chat import ChatRequest, parse_chat_request
-from deltafan.devserver.provider.chunks import Envelope, Piece, completion_body, stream_pieces
+from deltafan.devserver.provider.chunks import Envelope, Piece, call_pieces, completion_body, stream_pieces, usage_of
 from deltafan.devserver.provider.embeddings import embeddings_body, parse_embeddings_request
 from deltafan.devserver.provider.faults import Fault
 from deltafan.devserver.provider.responses import error_event, response_body, response_pieces
 from deltafan.devserver.provider.responses_request import parse_responses_request
 from deltafan.devserver.provider.script import Script
+from deltafan.devserver.provider.sent import CallPiece, counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class Whole:
     text: str = ""
     fault: str | None = None
     """The fault that it shows to the client."""
+    calls: tuple[CallPiece, ...] = ()
+    """The tool calls of choice 0."""
+    usage: Mapping[str, int] | None = None
+    finish_reason: str | None = None
+    """Of choice 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +50,24 @@ def _whole(body: Callable[[Answer, Envelope], bytes]) -> Callable[..., Whole]:
     def whole(script: Script, request: ChatRequest, faults: Mapping[str, Fault], envelope: Envelope) -> Whole:
         answer = compose(script, request, faults, envelope.id)
         shown = next((choice.fault for choice in answer.choices if choice.fault), None)
-        text = answer.choices[0].joined("content")
-        return Whole(body(answer, envelope), answer.completion_tokens, text, shown)
+        first = answer.choices[0]
+        return Whole(
+            body(answer, envelope),
+            answer.completion_tokens,
+            first.joined("content"),
+            shown,
+            tuple(piece for delta in first.deltas for piece in call_pieces(delta)),
+            counts(usage_of(answer)) if envelope.usage else None,
+            first.finish_reason,
+        )
 
     return whole
 
 
 def _embedded(script: Script, request: ChatRequest, faults: Mapping[str, Fault], envelope: Envelope) -> Whole:
-    return Whole(embeddings_body(request, usage=envelope.usage))
+    words = request.prompt_words
+    used = counts({"prompt_tokens": words, "total_tokens": words}) if envelope.usage else None
+    return Whole(embeddings_body(request, usage=envelope.usage), usage=used)
 
 
 CHAT = Dialect(

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from deltafan.devserver.provider.chunks import Piece
+from deltafan.devserver.provider.sent import SentCall, add_call
 
 MAX_RECORDS = 1000
 MAX_TEXT_BYTES = 64 << 10
@@ -54,6 +55,12 @@ class RequestRecord:
     """Chunks handed to the connection."""
     text_length: int = 0
     """Characters of choice 0's text handed to the connection."""
+    tool_calls: list[SentCall] = field(default_factory=list)
+    """The tool calls of choice 0 that were handed to the connection, the first 128."""
+    usage: Mapping[str, int] | None = None
+    """The usage that was handed to the connection, by chat completions' names; `None`: none was."""
+    finish_reason: str | None = None
+    """Of choice 0, once it was handed to the connection: the answer came to its end."""
     _text: bytearray = field(default_factory=bytearray, repr=False)
 
     @property
@@ -66,6 +73,10 @@ class RequestRecord:
             self.chunks += piece.counted
             if piece.text:
                 self.add_text(piece.text)
+            for call in piece.calls:
+                add_call(self.tool_calls, call)
+            self.usage = piece.usage or self.usage
+            self.finish_reason = piece.finish_reason or self.finish_reason
             if piece.fault:
                 self.fail(piece.fault)
 
@@ -97,6 +108,9 @@ class RequestRecord:
             "chunks": self.chunks,
             "text_length": self.text_length,
             "text": self.text,
+            "tool_calls": [call.to_dict() for call in self.tool_calls],
+            "usage": self.usage,
+            "finish_reason": self.finish_reason,
         }
 
 
@@ -106,6 +120,8 @@ class Journal:
     def __init__(self) -> None:
         self._records: deque[RequestRecord] = deque(maxlen=MAX_RECORDS)
         self._counts: OrderedDict[str, int] = OrderedDict()
+        self.forgotten = 0
+        """Records that made room for newer ones."""
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
@@ -113,6 +129,7 @@ class Journal:
         return list(self._records)
 
     def add(self, record: RequestRecord) -> None:
+        self.forgotten += len(self._records) == MAX_RECORDS
         self._records.append(record)
         self.changed()
 

@@ -11,7 +11,8 @@ import orjson
 
 from deltafan.devserver.provider.answer import Answer, CallArguments, CallStart, Delta, TextPiece
 from deltafan.devserver.provider.api_errors import stream_error
-from deltafan.devserver.provider.chunks import Envelope, Piece
+from deltafan.devserver.provider.chunks import Envelope, Piece, call_pieces
+from deltafan.devserver.provider.sent import CallPiece, counts
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Finish reasons of an answer that the API calls incomplete, and its words for them."""
@@ -89,7 +90,8 @@ class _Response:
             else:
                 yield from self._call(deltas)
         response = self.ended()
-        yield self._piece(f"response.{response['status']}", {"response": response}, fault=self._choice.fault)
+        end = self._piece(f"response.{response['status']}", {"response": response}, fault=self._choice.fault)
+        yield end._replace(usage=counts(response["usage"]), finish_reason=self._choice.finish_reason)
 
     def ended(self) -> dict[str, Any]:
         reason = _INCOMPLETE.get(self._choice.finish_reason)
@@ -143,10 +145,11 @@ class _Response:
             if isinstance(delta, CallStart):
                 item = self._new_item("function_call") | {"call_id": delta.id, "name": delta.name, "arguments": ""}
                 added = {"output_index": len(self._output), "item": item}
-                yield self._piece("response.output_item.added", added, counted=True)
+                yield self._piece("response.output_item.added", added, counted=True, calls=call_pieces(delta))
             elif isinstance(delta, CallArguments):
                 told = self._at(item) | {"delta": delta.fragment}
-                yield self._piece("response.function_call_arguments.delta", told, counted=True)
+                event = "response.function_call_arguments.delta"
+                yield self._piece(event, told, counted=True, calls=call_pieces(delta))
                 arguments += delta.fragment
         yield self._piece("response.function_call_arguments.done", self._at(item) | {"arguments": arguments})
         yield self._done(item | {"arguments": arguments})
@@ -170,11 +173,18 @@ class _Response:
         return self._piece("response.output_item.done", {"output_index": index, "item": item})
 
     def _piece(
-        self, kind: str, fields: dict[str, Any], *, counted: bool = False, text: str = "", fault: str | None = None
+        self,
+        kind: str,
+        fields: dict[str, Any],
+        *,
+        counted: bool = False,
+        text: str = "",
+        fault: str | None = None,
+        calls: tuple[CallPiece, ...] = (),
     ) -> Piece:
         data = _event({"type": kind, "sequence_number": self._sequence} | fields)
         self._sequence += 1
-        return Piece(data, counted, text, fault)
+        return Piece(data, counted, text, fault, calls)
 
 
 def _item_kind(delta: Delta) -> str | int:

@@ -41,6 +41,11 @@ class Output:
         split = faults.get("split")
         self._sizes = None if split is None else cycle([int(split.arg)] if split.arg else [1, 2, 3])
 
+    @property
+    def splits(self) -> bool:
+        """One write becomes many."""
+        return self._sizes is not None
+
     async def open(self) -> None:
         """Sends the headers."""
         await self._response.prepare(self._request)
@@ -55,8 +60,8 @@ class Output:
         start = 0
         while start < len(data):
             size = next(self._sizes)
+            await asyncio.sleep(0)  # before, not after: what has been written is then known to the caller at once
             await self._response.write(data[start : start + size])
-            await asyncio.sleep(0)
             start += size
 
     async def close(self) -> None:
@@ -84,12 +89,14 @@ async def send_stream(
 
     async def flush() -> None:
         nonlocal size
-        if batch:
-            await output.write(b"".join(piece.data for piece in batch))
-            record.sent(batch)
+        # A client may go away between the writes of a split body: then the pieces before have been sent.
+        writes = [[piece] for piece in batch] if output.splits else [batch] if batch else []
+        for pieces in writes:
+            await output.write(b"".join(piece.data for piece in pieces))
+            record.sent(pieces)
             journal.changed()
-            batch.clear()
-            size = 0
+        batch.clear()
+        size = 0
 
     for item in items:
         if isinstance(item, Ending):
