@@ -23,7 +23,11 @@ class Settings(BaseModel):
 
 
 class RedisSettings(Settings):
-    url: str = Field(default="redis://127.0.0.1:6379/0", repr=False, description="Redis or Valkey, as a URL.")
+    url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Redis or Valkey, as a URL; also redis+sentinel:// and redis+cluster://.",
+    )
     partitions: int = Field(default=1, ge=1, le=1024, description="Hash slots that jobs are spread over.")
     command_timeout: Seconds = Field(default=5.0, description="How long Redis may take to answer a command.")
     probe_interval: Seconds = Field(default=5.0, description="Silence on a subscription after which it is probed.")
@@ -42,8 +46,20 @@ class WorkerSettings(Settings):
     concurrency: int = Field(default=256, ge=1, le=100_000, description="Jobs that one process runs at once.")
     processes: int = Field(default=1, ge=1, le=256, description="Worker processes.")
     drain: float = Field(default=30.0, ge=0, description="How long running streams may finish after SIGTERM.")
-    lease: Seconds = Field(default=10.0, description="A worker silent for this long has lost its jobs.")
-    reap_interval: Seconds = Field(default=2.0, description="How often workers look for the jobs of lost ones.")
+    lease: float = Field(
+        default=10.0,
+        allow_inf_nan=False,
+        ge=1,  # three heartbeats and their round trips: any less, and a pause of the machine costs jobs
+        le=3600,
+        description="A worker silent for this long has lost its jobs.",
+    )
+    reap_interval: float = Field(
+        default=2.0,
+        allow_inf_nan=False,
+        ge=0.05,  # each look is a few commands a queue
+        le=3600,
+        description="How often workers look for the jobs of lost ones.",
+    )
     timeout: Seconds = Field(default=600.0, description="The longest an attempt may run.")
     first_token_timeout: Seconds = Field(default=120.0, description="The longest wait for the first token.")
     stall_timeout: Seconds = Field(default=60.0, description="The longest silence after the first token.")
@@ -61,6 +77,9 @@ class Retention(Settings):
     retention: Seconds = Field(default=86_400.0, description="How long an ended job's events and record are kept.")
     idle_retention: Seconds = Field(
         default=7 * 86_400.0, description="How long a log without news is kept while its job has not ended."
+    )
+    dead_retention: Seconds = Field(
+        default=30 * 86_400.0, description="How long a dead letter is kept. Each queue keeps the newest 100,000."
     )
 
 

@@ -1,4 +1,4 @@
-"""`./run bench [worker] [first_token] [takeover]`: all of them by default."""
+"""`./run bench [worker] [first_token] [takeover] [cancel]`: all of them by default."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import first_token, takeover, worker_cpu
+from tests.bench import cancel, first_token, takeover, worker_cpu
 from tests.bench.report import Row
 
 BENCHES: dict[str, Callable[[], Awaitable[list[Row]]]] = {
     "worker": worker_cpu.measure,
     "first_token": first_token.measure,
     "takeover": takeover.measure,
+    "cancel": cancel.measure,
 }
 
 

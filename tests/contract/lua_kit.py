@@ -103,10 +103,15 @@ class Worker:
 
     async def die(self) -> None:
         """What is left of a worker whose lease has run out."""
-        await upkeep.leave(self.lab.redis, 1, self.name)
+        await upkeep.leave(self.lab.redis, 0, self.name)
 
     async def take(self, count: int = 1) -> list[Taken]:
         return await self.intake.take(count)
+
+    async def held(self) -> list[Taken]:
+        """What it holds unacknowledged."""
+        looked = [await self.intake.look(held) for held in await self.intake.pending()]
+        return [taken for taken in looked if taken is not None]
 
     async def claim(self, taken: Taken, *, can_continue: bool = False) -> Claim | Ended | None:
         return await self.claims.claim(taken, "openai", can_continue=can_continue)

@@ -91,7 +91,7 @@ async def test_an_attempt_of_ours_that_broke_off_is_not_gone_on_with(lab: Lab) -
     await work.say("half")
     again = await worker.claim(work.claim.taken)
     assert isinstance(again, Claim)
-    assert (again.attempt, again.failures, again.how, again.usage_lost) == (2, 1, "restart", True)
+    assert (again.attempt, again.failures, again.how, again.usage_lost) == (2, 1, "restart", 1)
     assert (await work.append("late"))[0] == "fenced"
     work.claim, work.seq, work.text = again, 1, ""
     await work.say("more")
@@ -179,6 +179,33 @@ async def test_a_takeover_of_a_job_that_said_nothing_does_not_fail(lab: Lab) -> 
     await _lose(lab, text="", on_takeover="fail")
     work = await (await lab.worker("w2")).begin()
     assert (work.claim.attempt, work.claim.how) == (2, "fresh")
+
+
+@pytest.mark.parametrize(
+    ("can_continue", "fields", "how"),
+    [(True, {}, "continued"), (False, {}, None), (True, {"tools": ["t"]}, None), (True, {"params": {"n": 2}}, None)],
+)
+async def test_a_job_that_is_not_to_restart_is_handed_over_only_where_it_can_go_on(
+    lab: Lab, can_continue: bool, fields: dict[str, Any], how: str | None
+) -> None:
+    worker = await lab.worker("leaving")
+    await lab.enqueue(on_takeover="fail", **fields)
+    work = await worker.begin()
+    await work.say("said")
+    assert await work.release() == "released"
+    other = await lab.worker("w2")
+    [taken] = await other.take()
+    claim = await other.claim(taken, can_continue=can_continue)
+    if how is not None:
+        assert isinstance(claim, Claim)
+        assert (claim.how, claim.chars, claim.failures) == (how, 4, 0)
+        return
+    assert claim == Ended(taken, "0-a", "failed")
+    transcript = check_whole(await lab.log())
+    assert transcript.error is not None
+    assert transcript.error.code == "worker_lost"
+    [letter] = await lab.dead()
+    assert [(e["attempt"], e["message"]) for e in orjson.loads(letter["errors"])] == [(1, "its worker was shut down")]
 
 
 async def test_a_new_attempt_voids_what_was_said(lab: Lab) -> None:

@@ -36,7 +36,7 @@ async def _away(lab: Lab) -> None:
     [worker] = lab.workers.values()
     await worker.die()
     [entry] = await lab.pending()
-    [taken] = [t for t in await worker.intake.pending() if t.entry == entry]
+    [taken] = [t for t in await worker.held() if t.entry == entry]
     assert await lab.reap(worker.name, taken) == "moved"
     await (await lab.worker("w2")).begin()
 
@@ -73,6 +73,20 @@ async def test_finish_leaves_the_entry_while_sinks_are_served(lab: Lab) -> None:
     assert (await work.finish(acknowledge=False))[0] == "finished"
     assert (await lab.waiting(), len(await lab.pending())) == (["0-a"], 1)
     assert (await lab.record())["entry"] == work.claim.taken.entry
+
+
+async def test_who_has_lost_an_ended_job_does_not_say_what_its_sinks_have_got(lab: Lab) -> None:
+    work = await _begun(lab)
+    await work.finish(acknowledge=False)
+    await work.worker.die()
+    assert await lab.reap("w1", work.claim.taken) == "moved"
+    other = await lab.worker("w2")
+    [taken] = await other.take()
+    await work.worker.claims.acknowledge(work.claim.taken, "0-a", {"sinks": b'{"of":"w1"}'})
+    assert (await lab.record())["entry"] == taken.entry
+    await other.claims.acknowledge(taken, "0-a", {"sinks": b'{"of":"w2"}'})
+    await work.worker.claims.acknowledge(work.claim.taken, "0-a", {"sinks": b'{"of":"w1"}'})
+    assert ((await lab.record())["sinks"], (await lab.record())["entry"]) == ('{"of":"w2"}', "")
 
 
 @pytest.mark.parametrize("acknowledge", [True, False])
@@ -114,6 +128,16 @@ async def test_finish_of_an_evicted_log_asks_for_all_of_it(lab: Lab) -> None:
     await lab.redis.delete(K.log("0-a"))
     assert await work.finish() == ("gap", -1)
     assert not await lab.redis.exists(K.log("0-a"))
+
+
+@pytest.mark.parametrize("end", ["finish", "retry"])
+async def test_an_end_that_found_no_log_has_all_of_it_written_again(lab: Lab, end: str) -> None:
+    """Else the backfill would be taken for what the log has, and be asked for again, for ever."""
+    work = await _begun(lab)
+    await lab.redis.delete(K.log("0-a"))
+    assert await getattr(work, end)() == ("gap", -1)
+    assert (await work.append("meta", "a", first=0))[:2] == ["appended", 1]
+    assert (await getattr(work, end)())[0] in ("finished", "delayed")
 
 
 async def test_finish_of_a_lost_job_is_fenced(lab: Lab) -> None:
@@ -248,10 +272,10 @@ async def test_release_settles_the_usage_that_an_earlier_worker_lost(lab: Lab) -
     await _away(lab)
     [worker] = [w for name, w in lab.workers.items() if name == "w2"]
     assert (await lab.record())["usage_lost"] == "1"
-    [taken] = await worker.intake.pending()
+    [taken] = await worker.held()
     claim = await worker.claim(taken)
     assert isinstance(claim, Claim)
-    assert claim.usage_lost
+    assert claim.usage_lost == 1
     assert await Work(lab, worker, claim).release() == "released"
     assert (await lab.record())["usage_lost"] == ""
 

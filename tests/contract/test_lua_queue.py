@@ -8,7 +8,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from deltafan.broker import upkeep
+from deltafan.broker import expiry, upkeep
 from deltafan.broker.keys import GROUP, TAKEOVER, partition
 from deltafan.broker.queue import AsyncQueue
 from deltafan.broker.scripts import EXPIRE, PROMOTE
@@ -266,10 +266,10 @@ async def test_expire_leaves_a_job_that_has_begun(lab: Lab) -> None:
 
 async def test_the_expired_are_found_and_counted(lab: Lab) -> None:
     await lab.enqueue(expires_in=100)
-    assert await upkeep.expire(lab.redis, 0, RETENTION) == 0
+    assert await expiry.expire(lab.redis, 0, RETENTION) == 0
     await _late(lab)
     await lab.redis.zadd(K.deadlines, {"0-gone": 1})
-    assert await upkeep.expire(lab.redis, 0, RETENTION) == 1
+    assert await expiry.expire(lab.redis, 0, RETENTION) == 1
     assert not await lab.redis.exists(K.deadlines)
 
 
@@ -374,9 +374,9 @@ async def test_the_sweeper_takes_expired_jobs_out_of_the_index(lab: Lab) -> None
     await lab.enqueue("0-b", tenant="acme corp")
     await lab.cancel()
     await lab.cancel("0-b")
-    assert await upkeep.sweep(lab.redis, 0) == 0
+    assert await expiry.sweep(lab.redis, 0) == 0
     await lab.redis.zadd(K.expiries, {"default 0-a": 1, "acme corp 0-b": 1})
-    assert await upkeep.sweep(lab.redis, 0) == 2
+    assert await expiry.sweep(lab.redis, 0) == 2
     assert not await lab.redis.exists(K.index("default"), K.index("acme corp"), K.expiries)
 
 

@@ -73,7 +73,24 @@ async def test_a_job_that_was_read_and_not_begun_is_charged_nothing(lab: Lab) ->
     record = await lab.record()
     assert (record["state"], record["failures"], record["errors"]) == ("queued", "0", "[]")
     claim = (await (await lab.worker("w2")).begin()).claim
-    assert (claim.attempt, claim.usage_lost) == (1, False)
+    assert (claim.attempt, claim.usage_lost) == (1, None)
+
+
+async def test_a_job_that_may_be_what_kills_its_workers_says_so_until_it_runs_again(lab: Lab) -> None:
+    """Also where the worker that was to try it died without having begun."""
+    work = await _begun(lab, max_attempts=2)
+    await work.worker.die()
+    assert await lab.reap("w1", work.claim.taken) == "moved"
+    second = await lab.worker("w2")
+    [taken] = await second.take()
+    assert taken.last_chance
+    await second.die()
+    assert await lab.reap("w2", taken) == "moved"
+    third = await (await lab.worker("w3")).begin()
+    assert third.claim.taken.last_chance
+    assert await third.release() == "released"
+    [taken] = await (await lab.worker("w4")).take()
+    assert not taken.last_chance
 
 
 async def test_an_entry_added_by_hand_keeps_its_spec_on_the_way(lab: Lab) -> None:
@@ -165,7 +182,8 @@ async def test_a_job_that_lost_its_log_and_its_worker_ends_with_a_whole_log(lab:
     assert (await work.append("b"))[0] == "gap"
     await work.worker.die()
     assert await lab.reap("w1", work.claim.taken) == "ended"
-    assert await lab.types() == ["1-0 meta", "1-1 usage", "1-2 error", "1-3 done"]
+    # Whoever follows has 1-1: only a later attempt's ids reach him.
+    assert await lab.types() == ["2-0 meta", "2-1 usage", "2-2 error", "2-3 done"]
 
 
 async def test_the_reaper_finds_the_lost_and_forgets_their_names(lab: Lab) -> None:

@@ -305,6 +305,8 @@ class Odd:
         self.requests: list[web.Request] = []
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path.endswith("/interest"):  # it may come at any moment
+            return web.json_response({"renew_in": None})
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, web.Response):

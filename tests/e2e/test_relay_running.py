@@ -187,7 +187,8 @@ async def test_a_stream_ends_when_the_record_of_its_job_vanishes(
     job = await queue.enqueue(SPEC)
     async with running_relay(queue) as relay, streaming(http, relay.url, job.id) as stream:
         await queue.connections.commands.flushall()
-        assert await stream.rest() == []
+        (told,) = await stream.rest()
+        assert (told.event, told.id, orjson.loads(told.data)["code"]) == ("error", "", "job_gone")
         async with http.get(f"{relay.url}/v1/jobs/{job.id}/events") as response:
             assert response.status == 404
 

@@ -134,7 +134,7 @@ def numbered(events: list[Event]) -> list[Event]:
             attempt, seq = attempt + 1, -1
         seq += 1
         if isinstance(event, Meta):
-            event = replace(event, attempt=attempt)
+            event = replace(event, attempt=attempt, restart=attempt > 1 and not event.continued)
         out.append(replace(event, id=EventId(attempt, seq), job=JOB))
     return out
 

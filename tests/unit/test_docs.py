@@ -26,7 +26,7 @@ def test_every_setting_is_documented_with_its_default(component: type) -> None:
         [(default, meaning)] = re.findall(rf"\| `{variable(name)}` \| (.*?) \| (.*?) \|", text)
         assert meaning == field.description, option_name(name)
         value = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        assert default.strip("` ") == (f"{value:g}" if isinstance(value, float) else str(value))
+        assert default.strip("` ") == (f"{value:.10g}" if isinstance(value, float) else str(value))
 
 
 def test_every_field_of_a_job_is_documented() -> None:

@@ -104,8 +104,8 @@ def raw_spec(taken: Taken, limits: JobLimits) -> JobSpec:
     :raises ValidationError: naming what is wrong.
     """
     raw = taken.raw or b""
-    if len(raw) > limits.max_bytes:
-        raise ValidationError([FieldError("job", f"is {len(raw):,} bytes; at most {limits.max_bytes:,} are taken")])
+    if taken.size > limits.max_bytes:
+        raise ValidationError([FieldError("job", f"is {taken.size:,} bytes; at most {limits.max_bytes:,} are taken")])
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

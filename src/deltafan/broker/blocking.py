@@ -52,6 +52,10 @@ class Job:
         """As `AsyncJob.cancel`."""
         return portal().run(self._handle().cancel())
 
+    def renew_interest(self) -> float | None:
+        """As `AsyncJob.renew_interest`."""
+        return portal().run(self._handle().renew_interest())
+
     def token(self, *, cancel: bool = False, ttl: float | None = None, hide: Collection[Hidden] = ()) -> str:
         """As `AsyncJob.token`."""
         return self._handle().token(cancel=cancel, ttl=ttl, hide=hide)

@@ -43,8 +43,8 @@ class Claim:
     meta: bytes = field(repr=False)
     """The event that the claim wrote."""
     cancelled: bool
-    usage_lost: bool
-    """The attempt before was lost with its worker, and so was its usage."""
+    usage_lost: int | None
+    """The first of the attempts before that were lost with their workers, and so was their usage; `None`: none was."""
     chars: int
     """Characters of text that a continued attempt goes on from."""
 
@@ -130,7 +130,7 @@ class Claims:
                     tenant=answer[8].decode(),
                     meta=answer[9],
                     cancelled=answer[10] == b"1",
-                    usage_lost=answer[11] == b"1",
+                    usage_lost=int(answer[11]) if answer[11] else None,
                     chars=answer[12],
                 )
             case b"ended":

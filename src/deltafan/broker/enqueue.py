@@ -47,9 +47,14 @@ def meta_fragment(model: str, metadata: dict[str, Any]) -> bytes:
 
 
 def _on_takeover(spec: JobSpec) -> str:
-    """Only plain text of one choice can be gone on from: a half-made tool call cannot be prefilled."""
+    """What `claim.lua` goes by: with `fail_if_lost` a job that is handed over goes on from its text, if the model can.
+
+    Only plain text of one choice can be gone on from: a half-made tool call cannot be prefilled.
+    """
     tools = spec.tools or spec.params.get("tools") or spec.params.get("functions") or spec.params.get("n", 1) != 1
-    return "restart" if tools and spec.on_takeover == "continue" else spec.on_takeover
+    if spec.on_takeover == "continue":
+        return "restart" if tools else "continue"
+    return "fail_if_lost" if spec.on_takeover == "fail" and not tools else spec.on_takeover
 
 
 def _ms(seconds: float | None) -> str:
@@ -89,6 +94,8 @@ def build(
     }
     if spec.subject is not None:
         record["subject"] = spec.subject
+    if spec.cancel_if_abandoned is not None:
+        record["cancel_if_abandoned"] = spec.cancel_if_abandoned
     if channels := spec.channels_on_pusher(job_id):
         record["pusher_channels"] = orjson.dumps(channels)
     if retry_of is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from typing import Any
+
+from redis.asyncio import Redis
 
 from deltafan.broker.connections import redis_errors
 from deltafan.broker.hub import Feed, Hub
@@ -18,6 +21,8 @@ from deltafan.wire import VERSION, dumps, parse_event_id
 
 CURSOR_AHEAD = "cursor_ahead"
 """Why a cursor is void: the job's log does not reach that far, so it is of another log, or Redis lost the tail."""
+JOB_GONE = "job_gone"
+"""Why a stream ends without `done`: the job's record has vanished, and with it whoever could end it."""
 BUFFER = 4096
 """Live events that wait for a slow consumer. Beyond it the follower leaves, and comes back by its cursor."""
 _RETRY_MIN, _RETRY_MAX = 0.1, 2.0
@@ -57,7 +62,8 @@ async def follow(
 ) -> AsyncGenerator[Entry, None]:
     """Yield what follows `after` (everything, compacted, for `None`), each event once and in order, ending with `done`.
 
-    A cursor ahead of the log is void, and everything comes: else it would be silent for ever, whoever made it up.
+    A cursor that the log does not reach is void, and everything comes: else it would be silent for ever, whoever made
+    it up.
     Outages of Redis are waited out; a job that nobody ever ends is followed for ever.
 
     :raises JobNotFound: no such job of this tenant, or its record vanished while it was followed.
@@ -68,7 +74,7 @@ async def follow(
     while True:
         try:
             status = await read_status(hub.commands, job_id, tenant)
-            if not started and after is not None and is_ahead(status, after):
+            if not started and after is not None and await is_void(hub.commands, status, after):
                 after = None
             started = True
             if status.has_ended:
@@ -95,15 +101,33 @@ def log_end(status: JobStatus) -> EventId | None:
     return parse_event_id(status.last_id) if status.last_id else None
 
 
-def is_ahead(status: JobStatus, cursor: EventId) -> bool:
-    """Whether the job's log does not reach a reader's cursor."""
+async def is_void(redis: Redis, status: JobStatus, cursor: EventId) -> bool:
+    """Whether the job's log does not reach a reader's cursor: it is past the end, or past that of an older attempt.
+
+    Who is past the end of an older attempt has seen what Redis then lost: an attempt that goes on from the text that
+    was left (`continued`) does not go on from the reader's.
+
+    :raises BrokerUnavailable: Redis cannot be reached.
+    """
     end = log_end(status)
-    return status.attempt == 0 or (end is not None and cursor > end)
+    if status.attempt == 0 or (end is not None and cursor > end):
+        return True
+    if cursor.attempt >= status.attempt:
+        return False
+    with redis_errors():
+        found: Any = await redis.xrange(partition(status.id).log(status.id), min=str(cursor), count=1)
+    return bool(found) and found[0][0] != str(cursor).encode()
 
 
 def reset_frame(job_id: str, reason: str) -> bytes:
     """Says in an SSE stream that the reader's cursor is void, and that everything follows from the start."""
     return encode(dumps({"v": VERSION, "job": job_id, "type": "reset", "reason": reason}), event="reset")
+
+
+def gone_frame(job_id: str) -> bytes:
+    """Says in an SSE stream that Redis has lost the job: nothing more comes, here or after connecting again."""
+    told = {"code": JOB_GONE, "message": "Redis has lost the job", "retryable": False, "will_retry": False}
+    return encode(dumps({"v": VERSION, "job": job_id, "type": "error", **told}), event="error")
 
 
 async def _once(feed: Feed, after: EventId | None) -> AsyncGenerator[Entry, None]:

@@ -11,20 +11,24 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-from deltafan.broker.connections import Connections, redis_errors
+from deltafan.broker.connections import Connections
 from deltafan.broker.keys import partition
-from deltafan.broker.log import PAGE, Entry, compact, follows, last_id, read_page
+from deltafan.broker.log import Entry, compact, follows, last_id, read_page
+from deltafan.broker.status import JobStatus, read_status
 from deltafan.broker.subscriber import Subscriber
-from deltafan.errors import BrokerUnavailable, ConfigurationError
+from deltafan.errors import BrokerUnavailable, ConfigurationError, JobNotFound
 from deltafan.events import EventId
+from deltafan.wire import parse_event_id
 
 TAIL = 512
 """Live events a feed remembers for followers that are still reading the log. Who falls further behind reads again."""
+TAIL_BYTES = 1024 * 1024
+"""Bytes of them, at most."""
 PENDING = 10_000
 """Live messages a feed holds while it mends a hole. Beyond it they are dropped: the log has them."""
-REREAD = 0.05
+REREAD_MIN, REREAD_MAX = 0.05, 1.0
 """Seconds until a joining follower looks again at a log that does not hold what its feed has seen."""
 AUDIT_INTERVAL = 10.0
 """Seconds without news after which a feed compares itself with the job's record."""
@@ -53,7 +57,8 @@ class Feed:
         self._hub = hub
         self._beginning = f'{{"v":1,"job":"{job_id}","id":"'.encode()  # of every event of the job, see `wire.encode`
         self._followers: dict[Follower, EventId | None] = {}  # and up to where each has read the log
-        self._tail: deque[Entry] = deque(maxlen=TAIL)
+        self._tail: deque[Entry] = deque()
+        self._tail_bytes = 0
         self._last: EventId | None = None
         self._ready: asyncio.Task[None] | None = None
         self._repair: asyncio.Task[None] | None = None
@@ -86,19 +91,24 @@ class Feed:
         The replay is compacted. A follower whose replay ends with `done` does not go live.
         """
         cursor = end = after
+        wait = REREAD_MIN
         while True:
             page = await read_page(self._hub.commands, self.job_id, cursor)
-            if page:
-                cursor = end = page[-1].id
-                await replay(compact(self.job_id, page))
-                if page[-1].type == "done":
+            if page.entries:
+                cursor = end = page.entries[-1].id
+                await replay(compact(self.job_id, page.entries))
+                if page.entries[-1].type == "done":
                     return
             else:  # a cursor may be ahead of the log: the feed of all must not begin there
                 end = cursor and await last_id(self._hub.commands, self.job_id)
-            if len(page) < PAGE and self._go_live(cursor, end, follower):
+            if page.ended and self._go_live(cursor, end, follower):
                 return
-            if not page:
-                await asyncio.sleep(REREAD)
+            if not page.entries:
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, REREAD_MAX)
+                if await self._record() is None:
+                    follower.gone()
+                    return
 
     def _go_live(self, cursor: EventId | None, end: EventId | None, follower: Follower) -> bool:
         """Without waiting, so that no event comes between: hand over what came meanwhile, and listen.
@@ -138,11 +148,17 @@ class Feed:
 
     def _dispatch(self, entry: Entry) -> None:
         self._last = entry.id
-        self._tail.append(entry)
+        self._remember(entry)
         self.quiet_since = asyncio.get_running_loop().time()
         for follower, read in tuple(self._followers.items()):
             if read is None or entry.id > read:
                 follower.live(entry)
+
+    def _remember(self, entry: Entry) -> None:
+        self._tail.append(entry)
+        self._tail_bytes += len(entry.data)
+        while len(self._tail) > TAIL or self._tail_bytes > TAIL_BYTES:
+            self._tail_bytes -= len(self._tail.popleft().data)
 
     def _on_gap(self) -> None:
         if self._repair is None:
@@ -150,17 +166,20 @@ class Feed:
 
     async def _mend(self) -> None:
         """Read from the log what the subscription did not bring."""
-        wait = 0.05
+        wait, empty = 0.05, True
         while True:
             try:
                 page = await read_page(self._hub.commands, self.job_id, self._last)
+                empty = empty and not page.entries
+                if empty and await self._record() is None:
+                    self._gone()
             except (BrokerUnavailable, ConfigurationError):  # an operator may mend either while we wait
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 2.0)
                 continue
-            for entry in page:
+            for entry in page.entries:
                 self._dispatch(entry)
-            if len(page) < PAGE:
+            if page.ended:
                 break
         # What came meanwhile is newer than what was read, or already known.
         while self._pending:
@@ -176,15 +195,21 @@ class Feed:
     async def audit(self) -> None:
         """Compare with the job's record: a message lost without a trace is found here, and so is a lost job."""
         self.quiet_since = asyncio.get_running_loop().time()
-        key = partition(self.job_id).job(self.job_id)
-        with redis_errors():
-            record: Any = await self._hub.commands.hmget(key, ["state", "attempt", "seq"])
-        state, attempt, seq = record
-        if state is None:
-            for follower in tuple(self._followers):
-                follower.gone()
-        elif int(attempt) > 0 and (self._last is None or EventId(int(attempt), int(seq)) > self._last):
+        record = await self._record()
+        if record is None:
+            self._gone()
+        elif record.last_id is not None and (self._last is None or parse_event_id(record.last_id) > self._last):
             self._on_gap()
+
+    def _gone(self) -> None:
+        for follower in tuple(self._followers):
+            follower.gone()
+
+    async def _record(self) -> JobStatus | None:
+        try:
+            return await read_status(self._hub.commands, self.job_id)
+        except JobNotFound:
+            return None
 
 
 class Hub:

@@ -71,6 +71,10 @@ class Partition:
     def live(self, job_id: str) -> str:
         return self._key(f"live:{job_id}")
 
+    def interest(self, job_id: str) -> str:
+        """There while somebody follows whom Redis does not see: see `interest.py`."""
+        return self._key(f"interest:{job_id}")
+
     def of_job(self, job_id: str) -> tuple[str, str, str]:
         """Record, log and live channel: what most scripts begin with."""
         return self.job(job_id), self.log(job_id), self.live(job_id)

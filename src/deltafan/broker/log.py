@@ -8,6 +8,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from deltafan.broker import scripts
 from deltafan.broker.connections import redis_errors
 from deltafan.broker.keys import partition
 from deltafan.coalesce import coalesce
@@ -15,7 +16,9 @@ from deltafan.events import Event, EventId
 from deltafan.wire import decode, encode, peek
 
 PAGE = 1000
-"""Entries read at once."""
+"""Entries read at once, at most."""
+PAGE_BYTES = 256 * 1024
+"""Bytes of entries read at once, unless a single one has more."""
 
 
 @dataclass(slots=True)
@@ -46,20 +49,27 @@ def follows(last: EventId, event_id: EventId) -> bool:
     return event_id.attempt > last.attempt and event_id.seq == 0
 
 
-async def read_page(redis: Redis, job_id: str, after: EventId | None, count: int = PAGE) -> list[Entry]:
-    """The next `count` entries after an id, from the beginning for `None`.
+@dataclass(frozen=True, slots=True)
+class Page:
+    entries: list[Entry]
+    ended: bool
+    """The log had nothing more when it was read."""
+
+
+async def read_page(redis: Redis, job_id: str, after: EventId | None, count: int = PAGE) -> Page:
+    """The next entries after an id, from the beginning for `None`: at most `count`, and no more than `PAGE_BYTES` of
+    them, but one at least. They may wait in memory until a slow reader has taken them.
 
     :raises BrokerUnavailable: Redis cannot be reached.
     """
     start = "-" if after is None else f"({after}"
     with redis_errors():
-        found: Any = await redis.xrange(partition(job_id).log(job_id), min=start, max="+", count=count)
+        found: Any = await scripts.PAGE.run(redis, [partition(job_id).log(job_id)], [start, count, PAGE_BYTES])
     entries: list[Entry] = []
-    for entry_id, fields in found:
+    for entry_id, data in zip(found[1::2], found[2::2], strict=True):
         attempt, _, seq = entry_id.partition(b"-")
-        data = fields[b"e"]
         entries.append(Entry(EventId(int(attempt), int(seq)), peek(data).type, data))
-    return entries
+    return Page(entries, ended=found[0] == 0)
 
 
 async def last_id(redis: Redis, job_id: str) -> EventId | None:
@@ -76,10 +86,10 @@ async def read_all(redis: Redis, job_id: str, after: EventId | None = None) -> A
     """Pages until the log's present end."""
     while True:
         page = await read_page(redis, job_id, after)
-        if page:
-            yield page
-            after = page[-1].id
-        if len(page) < PAGE:
+        if page.entries:
+            yield page.entries
+            after = page.entries[-1].id
+        if page.ended:
             return
 
 

@@ -14,8 +14,9 @@ from deltafan import sse
 from deltafan.broker import enqueue as build
 from deltafan.broker.cancel import CancelOutcome, cancel_job
 from deltafan.broker.connections import Connections, redis_errors
-from deltafan.broker.follow import CURSOR_AHEAD, follow, reset_frame
+from deltafan.broker.follow import CURSOR_AHEAD, follow, gone_frame, reset_frame
 from deltafan.broker.hub import Hub
+from deltafan.broker.interest import renew
 from deltafan.broker.keys import partition
 from deltafan.broker.listing import JobPage, list_jobs
 from deltafan.broker.log import Entry
@@ -74,7 +75,8 @@ class AsyncJob:
     ) -> AsyncGenerator[bytes, None]:
         """As `events`, as the body of a `text/event-stream` answer, for an app that serves its followers itself.
 
-        Hand it the request's `Last-Event-ID` header as `after`. The frames are those of the relay.
+        Hand it the request's `Last-Event-ID` header as `after`. The frames are those of the relay. Where Redis loses
+        the job in mid-stream, the last one is an `error` of the code `job_gone`.
 
         :param heartbeat: seconds of silence after which a comment keeps proxies from closing the connection.
         """
@@ -90,21 +92,29 @@ class AsyncJob:
     async def _frames(self, cursor: EventId | None, heartbeat: float) -> AsyncGenerator[bytes, None]:
         async with aclosing(await self._entries(cursor)) as entries:
             coming: asyncio.Task[Entry] | None = None
+            begun = False
             try:
                 while True:
                     coming = coming or asyncio.create_task(_next(entries))
                     await asyncio.wait({coming}, timeout=heartbeat)
                     if not coming.done():
                         yield sse.comment()
+                        begun = True
                         continue
                     try:
                         entry = coming.result()
                     except StopAsyncIteration:
                         return
+                    except JobNotFound:
+                        if not begun:
+                            raise
+                        yield gone_frame(self.id)
+                        return
                     coming = None
                     if cursor is not None and entry.id <= cursor:
                         yield reset_frame(self.id, CURSOR_AHEAD)
                     cursor = None
+                    begun = True
                     yield sse.encode(entry.data, event=entry.type, id=str(entry.id))
             finally:
                 if coming is not None:
@@ -155,6 +165,15 @@ class AsyncJob:
         """
         return await cancel_job(self._queue.connections.commands, self.id, self._queue.tenant, self._queue.retention)
 
+    async def renew_interest(self) -> float | None:
+        """Count as a follower for 90 s, for a job with `cancel_if_abandoned`. For listeners whom Redis does not see,
+        such as those at Pusher; `events` and `sse` need none of this.
+
+        :return: in how many seconds to renew it; `None`: there is no need, the job has ended or does not mind.
+        :raises JobNotFound: no such job.
+        """
+        return await renew(self._queue.connections.commands, await self.status())
+
     def token(self, *, cancel: bool = False, ttl: float | None = None, hide: Collection[Hidden] = ()) -> str:
         """A stream token for this job alone. See `AsyncQueue.token`."""
         return self._queue.token(self, cancel=cancel, ttl=ttl, hide=hide)
@@ -176,7 +195,10 @@ def job_ids(job: Any) -> list[str]:
 
 
 def _cursor(after: str | EventId | None) -> EventId | None:
-    return parse_event_id(after) if isinstance(after, str) else after
+    """:raises ValidationError: it is no event id. An `EventId` made by hand may be none either."""
+    if after is None:
+        return None
+    return parse_event_id(str(after) if isinstance(after, str | EventId) else "")
 
 
 async def _next(entries: AsyncGenerator[Entry, None]) -> Entry:

@@ -44,6 +44,7 @@ _FIELDS = (
     "channel",
     "pusher_channels",
     "subject",
+    "cancel_if_abandoned",
 )
 
 
@@ -92,6 +93,8 @@ class JobStatus:
     """The Pusher channels to which they go."""
     subject: str | None = field(default=None)
     """The end user whose job it is."""
+    cancel_if_abandoned: float | None = field(default=None)
+    """Seconds after which it is cancelled when nobody follows it."""
 
     @property
     def has_ended(self) -> bool:
@@ -148,6 +151,7 @@ def _status(job_id: str, values: Sequence[bytes | None]) -> JobStatus:
         channel=_text(h["channel"]),
         pusher_channels=tuple(_json(h["pusher_channels"], ())),
         subject=_text(h["subject"]),
+        cancel_if_abandoned=float(patience) if (patience := h["cancel_if_abandoned"]) else None,
     )
 
 

@@ -1,27 +1,31 @@
-"""What workers do for one another and for waiting jobs: heartbeats, reaping, promoting, expiring, sweeping.
+"""What workers do for one another and for waiting jobs: heartbeats, reaping, promoting.
 
 Every function is safe to run in any number of workers at once: each script lets one of them win.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from deltafan.broker.cluster import ClusterRedis, beside
 from deltafan.broker.connections import redis_errors
 from deltafan.broker.intake import Taken, taken
-from deltafan.broker.keys import GROUP, TAKEOVER, Partition
-from deltafan.broker.scripts import EXPIRE, FORGET, PROMOTE, REAP, Call, run_all
+from deltafan.broker.keys import GROUP, TAKEOVER, Partition, partition
+from deltafan.broker.scripts import FORGET, GATHER, PROMOTE, REAP, Call, run_all
 from deltafan.job import PRIORITIES
 from deltafan.settings import Retention, WorkerSettings
 
 BATCH = 200
 """Entries looked at by one call."""
+StopWanted = Literal["cancelled", "fenced", "gone"]
+"""Why an attempt may not go on: somebody cancelled the job; it is another worker's, or has ended; it has no record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,67 +36,149 @@ class Reaped:
     ended: int = 0
 
 
-async def beat(redis: Redis, partitions: int, worker: str, lease: float, details: dict[str, Any]) -> None:
-    """Say that this worker lives, in every partition, for another lease."""
+async def beat(redis: Redis, partitions: int, worker: str, lease: float, details: dict[str, Any]) -> frozenset[int]:
+    """Say that this worker lives, in every partition, for another lease.
+
+    :return: the partitions of a cluster that could not be told in good time.
+    :raises BrokerUnavailable: none could be told.
+    """
+    value, ms = orjson.dumps(details), int(lease * 1000)
+    if isinstance(redis, ClusterRedis):
+        return await _beat_apart(redis, partitions, worker, value, ms)
     pipe = redis.pipeline(transaction=False)
-    value = orjson.dumps(details)
     for number in range(partitions):
-        pipe.set(Partition(number).worker(worker), value, px=int(lease * 1000))
+        pipe.set(Partition(number).worker(worker), value, px=ms)
     with redis_errors():
         await pipe.execute()
+    return frozenset()
 
 
-async def leave(redis: Redis, partitions: int, worker: str) -> None:
-    """Say that this worker has gone: what it still holds may be taken at once."""
+async def _beat_apart(redis: ClusterRedis, partitions: int, worker: str, value: bytes, ms: int) -> frozenset[int]:
+    """A node that is away must cost the worker its lease on no other."""
+    tasks = {
+        number: asyncio.ensure_future(redis.set(Partition(number).worker(worker), value, px=ms))
+        for number in range(partitions)
+    }
+    try:
+        await asyncio.wait(tasks.values(), timeout=ms / 1000 / 4)
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        answers = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    errors = {n: answer for n, answer in zip(tasks, answers, strict=True) if isinstance(answer, BaseException)}
+    if len(errors) == partitions:
+        with redis_errors():
+            for error in errors.values():
+                raise TimeoutError("no answer") if isinstance(error, asyncio.CancelledError) else error
+    return frozenset(errors)
+
+
+async def is_heard(redis: Redis, number: int, worker: str) -> bool:
+    """Whether this worker's heartbeat is there."""
     with redis_errors():
-        for number in range(partitions):
-            await redis.delete(Partition(number).worker(worker))
+        return bool(await redis.exists(Partition(number).worker(worker)))
 
 
-async def cancels_wanted(redis: Redis, jobs: Sequence[tuple[int, str]]) -> list[str]:
-    """Which of these running jobs were cancelled, for when the message was lost."""
+async def leave(redis: Redis, number: int, worker: str) -> None:
+    """Say that this worker has gone: what it still holds in the partition may be taken at once."""
+    with redis_errors():
+        await redis.delete(Partition(number).worker(worker))
+
+
+async def stops_wanted(redis: Redis, worker: str, jobs: Sequence[tuple[str, int]]) -> list[StopWanted | None]:
+    """Which of these attempts of ours are to stop, for when we were told nothing: the message was lost, or the model is
+    silent and no append finds out.
+
+    :param jobs: id and attempt.
+    :return: in their order; `None` for those that may go on, and those whose node does not answer.
+    """
     pipe = redis.pipeline(transaction=False)
-    for number, job_id in jobs:
-        pipe.hget(Partition(number).job(job_id), "cancel")
+    for job_id, _ in jobs:
+        pipe.hmget(partition(job_id).job(job_id), ["state", "owner", "attempt", "cancel"])
     with redis_errors():
-        flags: Any = await pipe.execute()
-    return [job_id for (_, job_id), flag in zip(jobs, flags, strict=True) if flag == b"1"]
+        records: Any = await pipe.execute(raise_on_error=False)
+    return [_stop_wanted(record, worker, attempt) for (_, attempt), record in zip(jobs, records, strict=True)]
 
 
-async def reap(redis: Redis, number: int, queue: str, settings: WorkerSettings, retention: Retention) -> Reaped:
-    """Take the entries of workers whose heartbeat has stopped, and put them before all waiting ones."""
+def _stop_wanted(record: Any, worker: str, attempt: int) -> StopWanted | None:
+    if isinstance(record, BaseException):
+        return None
+    state, owner, running, cancel = record
+    if state is None:
+        return "gone"
+    if (state, owner, running) != (b"running", worker.encode(), str(attempt).encode()):
+        return "fenced"
+    return "cancelled" if cancel == b"1" else None
+
+
+async def gather(redis: Redis, number: int, queue: str, worker: str) -> int:
+    """Take entries that Redis gave out and that nobody holds: an operator's doing. They are found among our own then.
+
+    :return: how many there were.
+    """
+    streams = Partition(number).queues(queue)
+    with redis_errors():
+        answers = await run_all(redis, [Call(GATHER, (stream,), (GROUP, worker, BATCH)) for stream in streams])
+        for answer in answers:
+            if isinstance(answer, RedisError):
+                raise answer
+    return sum(answers)
+
+
+async def reap(
+    redis: Redis,
+    number: int,
+    queue: str,
+    settings: WorkerSettings,
+    retention: Retention,
+    *,
+    only: str | None = None,
+) -> Reaped:
+    """Take the entries of workers whose heartbeat has stopped, and put them before all waiting ones.
+
+    :param only: of this worker, and no other.
+    """
     keys = Partition(number)
     moved = ended = 0
     for priority in (TAKEOVER, *PRIORITIES):
         stream = keys.queue(queue, priority)
-        for worker in await _silent(redis, keys, stream):
-            held = await _held_by(redis, number, queue, priority, worker)
-            calls = [_reap_call(keys, item, worker, settings, retention) for item in held]
-            with redis_errors():
-                answers = await run_all(redis, calls) if calls else []
+        silent = await _silent(redis, keys, stream, only)
+        for worker, holds in silent.items():
+            more = holds > 0
+            while more:  # all of them in one look: each has a follower who waits
+                held = await _held_by(redis, number, queue, priority, worker)
+                calls = [_reap_call(keys, item, worker, settings, retention) for item in held]
+                with redis_errors():
+                    answers = await run_all(redis, calls) if calls else []
+                gone = answers.count(b"moved") + answers.count(b"ended")
                 moved += answers.count(b"moved")
                 ended += answers.count(b"ended")
-                if len(held) < BATCH:
-                    await FORGET.run(redis, [keys.worker(worker), stream], [GROUP, worker])
+                more = len(held) == BATCH and gone > 0
+        names = list(silent)
+        for first in range(0, len(names), BATCH):  # of those that still hold something the script leaves the name
+            forget = [Call(FORGET, (keys.worker(name), stream), (GROUP, name)) for name in names[first : first + BATCH]]
+            with redis_errors():
+                await run_all(redis, forget)
     return Reaped(moved, ended)
 
 
-async def _silent(redis: Redis, keys: Partition, stream: str) -> list[str]:
-    """Consumers of a stream that have no heartbeat."""
+async def _silent(redis: Redis, keys: Partition, stream: str, only: str | None) -> dict[str, int]:
+    """Consumers of a stream that have no heartbeat, and how many entries each holds."""
     try:
         with redis_errors():
             consumers: Any = await redis.xinfo_consumers(stream, GROUP)
     except ResponseError:
-        return []  # no such stream or group yet
-    names = [consumer["name"].decode("utf-8", "replace") for consumer in consumers]
+        return {}  # no such stream or group yet
+    holds = {consumer["name"].decode("utf-8", "replace"): int(consumer["pending"]) for consumer in consumers}
+    names = [name for name in holds if only in (None, name)]
     if not names:
-        return []
+        return {}
     pipe = redis.pipeline(transaction=False)
     for name in names:
         pipe.exists(keys.worker(name))
     with redis_errors():
         alive: Any = await pipe.execute()
-    return [name for name, lives in zip(names, alive, strict=True) if not lives]
+    return {name: holds[name] for name, lives in zip(names, alive, strict=True) if not lives}
 
 
 async def _held_by(redis: Redis, number: int, queue: str, priority: str, worker: str) -> list[Taken]:
@@ -142,9 +228,9 @@ async def promote(redis: Redis, number: int, queue: str) -> float | None:
     """
     keys = Partition(number)
     with redis_errors():
-        now = await _now_ms(redis)
+        now = await now_ms(redis, keys)
         due: Any = await redis.zrangebyscore(keys.delayed(queue), "-inf", now, start=0, num=BATCH)
-        ids = _job_ids(due)
+        ids = job_ids(due)
         pipe = redis.pipeline(transaction=False)
         for job_id in ids:
             pipe.hmget(keys.job(job_id), ["priority", "model"])
@@ -163,56 +249,12 @@ async def promote(redis: Redis, number: int, queue: str) -> float | None:
     return max(0.0, (float(following[0][1]) - now) / 1000) if following else None
 
 
-async def expire(redis: Redis, number: int, retention: Retention) -> int:
-    """End the jobs that have waited past their `expires_in`, in whatever queue, served or not. Gives how many."""
-    keys = Partition(number)
-    with redis_errors():
-        now = await _now_ms(redis)
-        late: Any = await redis.zrangebyscore(keys.deadlines, "-inf", now, start=0, num=BATCH)
-        ids = _job_ids(late)
-        pipe = redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipe.hmget(keys.job(job_id), ["queue", "stream"])
-        places: Any = await pipe.execute() if ids else []
-        calls = [
-            Call(
-                EXPIRE,
-                (
-                    *keys.of_job(job_id),
-                    (stream or b"").decode("utf-8", "replace"),
-                    keys.delayed((queue or b"").decode("utf-8", "replace")),
-                    keys.deadlines,
-                    keys.expiries,
-                ),
-                (member, GROUP, retention.retention),
-            )
-            for member, job_id, (queue, stream) in zip(late, ids, places, strict=True)
-        ]
-        answers = await run_all(redis, calls) if calls else []
-    return answers.count(b"expired")
-
-
-async def sweep(redis: Redis, number: int) -> int:
-    """Take jobs whose record has expired out of their tenants' indexes. Gives how many."""
-    keys = Partition(number)
-    with redis_errors():
-        gone: Any = await redis.zrangebyscore(keys.expiries, "-inf", await _now_ms(redis), start=0, num=BATCH)
-        if not gone:
-            return 0
-        pipe = redis.pipeline(transaction=False)
-        for member in gone:
-            tenant, _, job_id = member.decode("utf-8", "replace").rpartition(" ")
-            pipe.zrem(keys.index(tenant), job_id)
-            pipe.zrem(keys.expiries, member)
-        await pipe.execute()
-    return len(gone)
-
-
-def _job_ids(members: list[bytes]) -> list[str]:
+def job_ids(members: list[bytes]) -> list[str]:
     """What a sorted set names. What no enqueue of ours put there names no job, and is taken out like a stale one."""
     return [member.decode("utf-8", "replace") for member in members]
 
 
-async def _now_ms(redis: Redis) -> int:
-    seconds, micros = await redis.time()
+async def now_ms(redis: Redis, keys: Partition) -> int:
+    """By the clock of the partition's server: its scripts go by it."""
+    seconds, micros = await (await beside(redis, keys.deadlines)).time()
     return int(seconds) * 1000 + int(micros) // 1000

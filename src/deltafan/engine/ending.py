@@ -23,6 +23,7 @@ from deltafan.job import JobState
 from deltafan.llm.usage import add
 from deltafan.sinks.fanout import Fanout
 from deltafan.telemetry.hooks import Signal
+from deltafan.telemetry.outage import Outage
 from deltafan.wire import encode, payload
 
 _RETRY_MIN, _RETRY_MAX = 0.05, 2.0
@@ -51,7 +52,13 @@ class Ending:
         fanout: Fanout,
         timings: Mapping[str, float],
         settling: Callable[[], None],
+        outage: Outage,
+        ended: Callable[[JobState, FinishReason], None],
     ) -> None:
+        """
+        :param settling: called when the job has ended and only waits for its sinks.
+        :param ended: called when the job has ended, not only its attempt.
+        """
         self._services = services
         self._claims = claims
         self._redis = connections.commands
@@ -60,6 +67,8 @@ class Ending:
         self._fanout = fanout
         self._timings = dict(timings)
         self._settling = settling
+        self._outage = outage
+        self._ended = ended
         self._total = Usage()
 
     async def carry_out(self, outcome: Outcome, earlier: Usage | None) -> None:
@@ -80,6 +89,8 @@ class Ending:
                     await self._finish(rest, self._plan(outcome), total)
 
     def _retries(self, failed: Failed) -> bool:
+        if self._claim.spec.on_takeover == "fail" and self._log.visible:
+            return False  # another attempt would make void what is before a reader
         most = self._claim.spec.max_attempts or self._services.settings.max_attempts
         return failed.error.retryable and self._claim.failures + 1 < most
 
@@ -106,6 +117,7 @@ class Ending:
             events = [*rest, *plan.finals]
             answer = await self._patiently(partial(self._finish_once, plan, events, total))
             if answer in ("finished", "duplicate"):
+                self._ended(plan.state, plan.finish_reason)
                 await self._settle_sinks(self._land(events))
                 return
             if answer == "cancelled":  # the cancel came before our end, and wins
@@ -137,9 +149,8 @@ class Ending:
             await self._finish(rest, self._plan(Stopped("cancelled", failed.usage)), total)
         elif answer in ("delayed", "duplicate"):
             last = self._land(events)
-            self._services.hook(
-                Signal("job.retrying", "info", {"job": self._claim.job_id, "code": error.code, "wait": round(wait, 3)})
-            )
+            fields = {"job": self._claim.job_id, "worker": self._claim.worker, "attempt": self._claim.attempt}
+            self._services.hook(Signal("job.retrying", "info", fields | {"code": error.code, "wait": round(wait, 3)}))
             await self._fanout.settle(last, min(wait, self._services.settings.sink_budget))
 
     async def _retry_once(self, events: Sequence[Event], error: Error, wait: float, total: Usage) -> str:
@@ -170,23 +181,25 @@ class Ending:
 
     async def _patiently(self, action: Callable[[], Awaitable[str]]) -> str:
         """Do it, again and again while Redis is away: the job's end must not be lost."""
-        wait = _RETRY_MIN
-        while True:
-            try:
-                with redis_errors():
-                    return await action()
-            except (BrokerUnavailable, ConfigurationError) as error:  # an operator may mend either while we wait
-                self._services.hook(
-                    Signal("ending.waiting", "warning", {"job": self._claim.job_id, "error": str(error)[:200]})
-                )
-            except Exception as error:
-                if not is_transient(error):
-                    self._services.hook(
-                        Signal("ending.failed", "error", {"job": self._claim.job_id, "error": str(error)[:200]})
-                    )
-                    return "refused"
-            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, not a secret
-            wait = min(wait * 2, _RETRY_MAX)
+        wait, job_id = _RETRY_MIN, self._claim.job_id
+        activity = f"end of {job_id}"
+        try:
+            while True:
+                try:
+                    with redis_errors():
+                        return await action()
+                except (BrokerUnavailable, ConfigurationError) as error:  # an operator may mend either while we wait
+                    self._outage.failed(activity, error, [job_id])
+                except Exception as error:
+                    if not is_transient(error):
+                        fields = {"job": job_id, "worker": self._claim.worker, "error": str(error)[:200]}
+                        self._services.hook(Signal("ending.failed", "error", fields))
+                        return "refused"
+                    self._outage.failed(activity, error, [job_id])
+                await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, not a secret
+                wait = min(wait * 2, _RETRY_MAX)
+        finally:
+            self._outage.went_well(activity)
 
     def _encode(self, events: Sequence[Event]) -> list[bytes]:
         first, attempt = self._log.next_seq, self._claim.attempt

@@ -7,22 +7,26 @@ import os
 import random
 import secrets
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from deltafan.broker import upkeep
+from deltafan.broker import expiry, upkeep
 from deltafan.broker.claims import Claim, Claims, Ended
 from deltafan.broker.connections import BLOCK, Connections
 from deltafan.broker.intake import Intake, Taken
 from deltafan.broker.keys import Partition
+from deltafan.broker.startup import check_server
 from deltafan.broker.subscriber import Subscriber
 from deltafan.engine.flusher import Flusher
 from deltafan.engine.late import deliver_late
 from deltafan.engine.run import JobRun
 from deltafan.engine.services import Services
+from deltafan.engine.witness import Witness
 from deltafan.errors import BrokerUnavailable
 from deltafan.telemetry.hooks import Signal
+from deltafan.telemetry.outage import Outage
 
 BEATS_PER_LEASE = 3
 """Heartbeats in a lease: two may get lost before jobs do."""
@@ -54,13 +58,20 @@ class Engine:
         self._connections = connections
         self._partitions = connections.settings.partitions
         self._claims = Claims(connections.commands, self.worker, services.settings, services.retention, services.limits)
-        self._intake = Intake(connections, self.worker, services.settings.queues, self._partitions)
-        self._flusher = Flusher(connections.appends, services.hook)
+        self._intake = Intake(
+            connections, self.worker, services.settings.queues, self._partitions, services.limits.max_bytes
+        )
+        self._outage = Outage(services.hook, {"worker": self.worker})
+        self._flusher = Flusher(connections.appends, services.hook, self._outage)
         self._runs: dict[str, JobRun] = {}
-        self._entries: set[tuple[str, str]] = set()  # entries of ours that a task is at work on, by stream and entry
+        self._entries: set[tuple[str, str]] = set()  # entries of ours that are at work or on trial, by stream and entry
         self._begun: set[tuple[str, str]] = set()  # those whose attempt has been claimed, until they are acknowledged
         self._tasks: set[asyncio.Task[None]] = set()
         self._settling: set[asyncio.Task[Any]] = set()  # of those, which only wait for their sinks
+        # Jobs that may be what kills workers run one at a time, so that one that does takes no other such job with it:
+        # those that were only beside it come to their end.
+        self._trial: asyncio.Task[None] | None = None
+        self._trials: deque[Taken] = deque()
         self._held: list[Taken] = []  # taken beyond the concurrency; a wait may bring one entry of each stream
         self._suspects: set[tuple[str, str]] = set()
         self._beaten = float("-inf")  # when the last heartbeat that arrived was sent, by the loop's clock
@@ -79,6 +90,7 @@ class Engine:
         :param ready: called when the first heartbeat is out and the queues exist.
         """
         async with Subscriber(self._connections) as subscriber, self._flusher, asyncio.TaskGroup() as group:
+            self._witness = Witness(self._settings.lease, asyncio.get_running_loop().time(), range(self._partitions))
             if not await self._started(subscriber, stop):
                 return
             if ready is not None:
@@ -87,8 +99,8 @@ class Engine:
             loops = [
                 group.create_task(loop, name=f"deltafan-{name}")
                 for name, loop in (
-                    ("heartbeat", self._every(self._settings.lease / BEATS_PER_LEASE, self._beat)),
-                    ("upkeep", self._every(self._settings.reap_interval, partial(self._upkeep, group))),
+                    ("heartbeat", self._every("heartbeat", self._settings.lease / BEATS_PER_LEASE, self._beat)),
+                    ("upkeep", self._every("upkeep", self._settings.reap_interval, partial(self._upkeep, group))),
                     ("promote", self._promote()),
                 )
             ]
@@ -110,7 +122,7 @@ class Engine:
 
     async def _started(self, subscriber: Subscriber, stop: asyncio.Event) -> bool:
         """Start, waiting for Redis as long as it takes, or until we are told to stop."""
-        starting = asyncio.create_task(self._patiently(self._start, subscriber))
+        starting = asyncio.create_task(self._checked_and_started(subscriber))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -121,22 +133,28 @@ class Engine:
             await end_task(starting)
             await end_task(stopping)
 
+    async def _checked_and_started(self, subscriber: Subscriber) -> None:
+        await self._patiently(check_server, self._connections, "worker", self._services.hook)
+        await self._patiently(self._start, subscriber)
+
     async def _patiently(self, action: Callable[..., Awaitable[None]], *args: Any) -> None:
         while True:
             try:
                 await action(*args)
+                self._outage.went_well("start")
                 return
             except BrokerUnavailable as error:
-                self._signal("redis.unavailable", "warning", error=str(error)[:200])
+                self._outage.failed("start", error)
                 await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
 
-    async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, activity: str, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(random.uniform(0.8, 1.0) * seconds)  # noqa: S311 - jitter, not a secret
             try:
                 await action()
+                self._outage.went_well(activity)
             except Exception as error:  # a key of another type, say; the jobs that run have nothing to do with it
-                self._refused("upkeep", error)
+                self._outage.failed(activity, error)
 
     # Taking and running
 
@@ -153,9 +171,10 @@ class Engine:
                     await self._beat()  # we slept past our lease: what we took now would be reaped at once
                 batch = self._held[:free] or await self._intake.take(free) or await self._intake.wait(BLOCK)
             except Exception as error:  # an outage, or a key that somebody gave another type: running jobs go on
-                self._refused("taking", error)
+                self._outage.failed("taking", error)
                 await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
                 continue
+            self._outage.went_well("taking")
             if self._held:
                 del self._held[:free]
             for taken in batch[:free]:
@@ -178,14 +197,26 @@ class Engine:
         if place in self._entries:
             return
         self._entries.add(place)
+        if taken.last_chance and self._trial is not None:
+            self._trials.append(taken)
+        else:
+            self._begin(group, taken)
+
+    def _begin(self, group: asyncio.TaskGroup, taken: Taken) -> None:
         task = group.create_task(self._job(taken), name=f"deltafan-run-{taken.job_id}")
         self._tasks.add(task)
+        if taken.last_chance:
+            self._trial = task
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._settling.discard(task)
-            self._entries.discard(place)
+            self._entries.discard((taken.stream, taken.entry))
             self._freed.set()
+            if task is self._trial:
+                self._trial = None
+                if self._trials and not self._stopping.is_set() and not task.cancelled():
+                    self._begin(group, self._trials.popleft())
 
         task.add_done_callback(ended)
 
@@ -202,20 +233,29 @@ class Engine:
                 await self._run_job(claim)
         except asyncio.CancelledError:
             raise
+        except BrokerUnavailable as error:  # the entry stays ours: it is found again, and claimed, when Redis is back
+            self._outage.failed(f"claim of {taken.job_id}", error, [taken.job_id])
         except Exception as error:
             self._signal("job.crashed", "error", job=taken.job_id, error=repr(error)[:500])
 
     async def _claim(self, taken: Taken, provider: str, can_continue: bool) -> Claim | Ended | None:
-        while True:
-            try:
-                begun = (taken.stream, taken.entry) in self._begun
-                return await self._claims.claim(taken, provider, can_continue=can_continue, begun=begun)
-            except BrokerUnavailable as error:
-                self._signal("redis.unavailable", "warning", error=str(error)[:200])
-                await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
+        activity = f"claim of {taken.job_id}"
+        try:
+            while True:
+                try:
+                    begun = (taken.stream, taken.entry) in self._begun
+                    return await self._claims.claim(taken, provider, can_continue=can_continue, begun=begun)
+                except BrokerUnavailable as error:
+                    self._outage.failed(activity, error, [taken.job_id])
+                    await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
+        finally:
+            self._outage.went_well(activity)
 
     async def _run_job(self, claim: Claim) -> None:
-        run = JobRun(self._services, self._connections, self._claims, self._flusher, claim, self._settles)
+        run = JobRun(self._services, self._connections, self._claims, self._flusher, claim, self._settles, self._outage)
+        earlier = self._runs.get(claim.job_id)
+        if earlier is not None:  # an attempt that Redis has forgotten
+            earlier.stop("fenced")
         self._runs[claim.job_id] = run
         if self._stopping.is_set():
             run.stop("drain")
@@ -238,23 +278,45 @@ class Engine:
         details = {"pid": os.getpid(), "host": socket.gethostname(), "running": self.running}
         redis = self._connections.commands
         began = asyncio.get_running_loop().time()
-        await upkeep.beat(redis, self._partitions, self.worker, self._settings.lease, details)
+        unheard = await upkeep.beat(redis, self._partitions, self.worker, self._settings.lease, details)
+        self._intake.unheard(unheard)
         self._beaten = began
-        running = [(run.claim.taken.partition, job_id) for job_id, run in self._runs.items()]
-        for job_id in await upkeep.cancels_wanted(redis, running) if running else ():
-            if job_id in self._runs:
-                self._runs[job_id].stop("cancelled")
+        self._witness.beaten(began, set(range(self._partitions)) - unheard)
+        runs = tuple(self._runs.values())
+        attempts = [(run.claim.job_id, run.claim.attempt) for run in runs]
+        wanted = await upkeep.stops_wanted(redis, self.worker, attempts) if runs else []
+        for run, reason in zip(runs, wanted, strict=True):
+            if reason is not None:
+                run.stop(reason)
 
     async def _upkeep(self, group: asyncio.TaskGroup) -> None:
-        redis, retention = self._connections.commands, self._services.retention
+        problem: Exception | None = None
         for number in range(self._partitions):
-            for queue in self._settings.queues:
+            try:
+                await self._look_after(number)
+            except Exception as error:  # of a cluster one node may be away; the others' jobs are looked after
+                problem = error
+        await self._recover(group)
+        if problem is not None:
+            raise problem
+
+    async def _look_after(self, number: int) -> None:
+        redis, retention = self._connections.commands, self._services.retention
+        now = asyncio.get_running_loop().time()
+        if not await upkeep.is_heard(redis, number, self.worker):  # Redis came back without its latest writes, say
+            self._witness.forgotten(number, now)
+            await self._beat()
+        may_judge = self._witness.may_judge(number, now)
+        for queue in self._settings.queues:
+            if may_judge:
                 reaped = await upkeep.reap(redis, number, queue, self._settings, retention)
                 if reaped.moved or reaped.ended:
                     self._signal("jobs.reaped", "warning", queue=queue, moved=reaped.moved, ended=reaped.ended)
-            await upkeep.expire(redis, number, retention)
-            await upkeep.sweep(redis, number)
-        await self._recover(group)
+            if gathered := await upkeep.gather(redis, number, queue, self.worker):
+                self._signal("entries.gathered", "warning", queue=queue, entries=gathered)
+            await expiry.forget_letters(redis, number, queue, retention)
+        await expiry.expire(redis, number, retention)
+        await expiry.sweep(redis, number)
 
     async def _recover(self, group: asyncio.TaskGroup) -> None:
         """Find entries that Redis counts as ours and that never reached us: their reply was lost on the way."""
@@ -267,7 +329,10 @@ class Engine:
         # Twice in a row, because an entry may have been on its way to us when we looked.
         lost = [t for t in strays if (t.stream, t.entry) in self._suspects]
         self._suspects = {(t.stream, t.entry) for t in strays} - {(t.stream, t.entry) for t in lost}
-        for taken in lost:
+        for place in lost:
+            taken = await self._intake.look(place)
+            if taken is None:
+                continue
             if self._free() > 0 and not self._stopping.is_set():
                 self._start_job(group, taken)  # here, because the taker may be waiting for other work
             else:
@@ -281,8 +346,9 @@ class Engine:
                     try:
                         due = await upkeep.promote(self._connections.commands, number, queue)
                     except Exception as error:
-                        self._refused("promoting", error)
+                        self._outage.failed(f"promoting in {number} {queue}", error)
                         continue
+                    self._outage.went_well(f"promoting in {number} {queue}")
                     if due is not None:
                         following = due if following is None else min(due, following)
             self._promote_soon.clear()
@@ -316,20 +382,13 @@ class Engine:
     async def _leave(self) -> None:
         """Say that we are gone, and put what we took and did not begin before the waiting jobs of others."""
         redis = self._connections.commands
-        try:
-            await upkeep.leave(redis, self._partitions, self.worker)
-            for number in range(self._partitions):
+        for number in range(self._partitions):
+            try:
+                await upkeep.leave(redis, number, self.worker)
                 for queue in self._settings.queues:
-                    await upkeep.reap(redis, number, queue, self._settings, self._services.retention)
-        except BrokerUnavailable as error:
-            self._signal("redis.unavailable", "warning", error=str(error)[:200])
-
-    def _refused(self, what: str, error: Exception) -> None:
-        """Redis did not do what this worker asked for; it is asked again."""
-        if isinstance(error, BrokerUnavailable):
-            self._signal("redis.unavailable", "warning", error=str(error)[:200])
-        else:
-            self._signal(f"{what}.failed", "error", error=repr(error)[:500])
+                    await upkeep.reap(redis, number, queue, self._settings, self._services.retention, only=self.worker)
+            except BrokerUnavailable as error:
+                self._outage.failed("leaving", error)
 
     def _signal(self, name: str, level: Any = "info", **fields: Any) -> None:
         self._services.hook(Signal(name, level, {"worker": self.worker} | fields))

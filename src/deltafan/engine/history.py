@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import orjson
@@ -20,7 +21,7 @@ class History:
     prefix: str = ""
     """The text already streamed, from which this attempt goes on."""
     usage: Usage | None = field(default=None)
-    """The sum over earlier attempts; an attempt that was lost with its worker is estimated from what it streamed."""
+    """The sum over earlier attempts; those that were lost with their workers are estimated from what they streamed."""
 
 
 def usage_from_json(stored: bytes) -> Usage | None:
@@ -33,18 +34,19 @@ def usage_from_json(stored: bytes) -> Usage | None:
 async def read_history(redis: Redis, claim: Claim) -> History:
     """Read the log only where something hangs on it."""
     usage = usage_from_json(claim.usage)
-    if claim.how != "continued" and not claim.usage_lost:
+    if claim.how != "continued" and claim.usage_lost is None:
         return History(usage=usage)
     transcript = Transcript()
-    output = 0  # characters of the last attempt, void ones too: they were paid for
+    output = Counter[int]()  # characters by attempt, void ones too: they were paid for
     async for page in read_all(redis, claim.job_id):
         for entry in page:
             event = entry.event()
             if event is None or entry.id >= EventId(claim.attempt, 0):
                 continue
-            output = 0 if entry.id.seq == 0 else output + output_size(event)
+            output[entry.id.attempt] += output_size(event)
             transcript.add(event)
-    if claim.usage_lost:
-        lost = estimate(claim.spec.chat(), output)
-        usage = lost if usage is None else add(usage, lost)
+    if claim.usage_lost is not None:
+        for attempt in range(claim.usage_lost, claim.attempt):
+            lost = estimate(claim.spec.chat(), output[attempt])
+            usage = lost if usage is None else add(usage, lost)
     return History(transcript.text if claim.how == "continued" else "", usage)

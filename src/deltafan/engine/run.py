@@ -11,6 +11,7 @@ from typing import Any
 
 from deltafan.broker.claims import Claim, Claims
 from deltafan.broker.connections import Connections
+from deltafan.broker.interest import is_followed
 from deltafan.channels import PUSHER
 from deltafan.engine.ending import Ending
 from deltafan.engine.flusher import Flusher
@@ -20,11 +21,12 @@ from deltafan.engine.outcome import Completed, Failed, Outcome, Stopped, StopRea
 from deltafan.engine.services import Services, job_info
 from deltafan.errors import BrokerUnavailable, CompletionError
 from deltafan.events import MAX_SEQ, Done, Event, EventId, FinishReason, Meta, Usage
-from deltafan.job import JobSpec
+from deltafan.job import JobSpec, JobState
 from deltafan.llm import Request, Started
 from deltafan.llm.usage import add, estimate
 from deltafan.sinks.fanout import FROM_THE_START, Fanout, Start, unknown_sinks
 from deltafan.telemetry.hooks import Signal
+from deltafan.telemetry.outage import Outage
 
 _SECOND = 1000
 
@@ -40,8 +42,10 @@ class JobRun:
         flusher: Flusher,
         claim: Claim,
         settling: Callable[[], None],
+        outage: Outage,
     ) -> None:
         """:param settling: called when the job has ended and only waits for its sinks."""
+        self._outage = outage
         self.claim = claim
         self._settling = settling
         self._services = services
@@ -79,29 +83,53 @@ class JobRun:
 
     async def run(self) -> None:
         claim = self.claim
-        self._signal("job.started", attempt=claim.attempt, queued=claim.claimed - claim.created)
+        self._signal("attempt.started", attempt=claim.attempt, waited=round(self._waited, 3))
         if claim.cancelled:
             self.stop("cancelled")
         history = await self._history()
         fanout = self._fanout()
         try:
             outcome = await self._outcome(history)
+            self._signal(
+                "attempt.ended", attempt=claim.attempt, outcome=_name(outcome), seconds=round(self._seconds(), 3)
+            )
             ending = Ending(
-                self._services, self._connections, self._claims, self.log, fanout, self._timings(), self._settling
+                self._services,
+                self._connections,
+                self._claims,
+                self.log,
+                fanout,
+                self._timings(),
+                self._settling,
+                self._outage,
+                self._job_ended,
             )
             await ending.carry_out(outcome, history.usage)
         finally:
             self.log.close()
             await fanout.aclose()
-        self._signal("job.ended", attempt=claim.attempt, outcome=_name(outcome), seconds=self._seconds())
+
+    def _job_ended(self, state: JobState, reason: FinishReason) -> None:
+        seconds = round(self._waited + self._seconds(), 3)
+        self._signal("job.ended", state=state, finish_reason=reason, attempts=self.claim.attempt, seconds=seconds)
+
+    @property
+    def _waited(self) -> float:
+        """Seconds from the job's enqueueing to this attempt's claim, by Redis's clock."""
+        return (self.claim.claimed - self.claim.created) / _SECOND
 
     async def _history(self) -> History:
         """What earlier attempts leave to this one. Redis is waited for: the claim stands meanwhile."""
-        while True:
-            try:
-                return await read_history(self._connections.commands, self.claim)
-            except BrokerUnavailable:
-                await asyncio.sleep(0.5)
+        activity = f"history of {self.claim.job_id}"
+        try:
+            while True:
+                try:
+                    return await read_history(self._connections.commands, self.claim)
+                except BrokerUnavailable as error:
+                    self._outage.failed(activity, error, [self.claim.job_id])
+                    await asyncio.sleep(0.5)
+        finally:
+            self._outage.went_well(activity)
 
     async def _outcome(self, history: History) -> Outcome:
         task = self._task = asyncio.create_task(self._complete(history), name=f"deltafan-job-{self.claim.job_id}")
@@ -220,30 +248,28 @@ class JobRun:
         return Start(maybe_sent=before) if self.claim.how == "continued" else Start(after=before)
 
     async def _watch(self, patience: float) -> None:
-        """Stop the attempt when nobody has listened to its channels for `patience` seconds."""
+        """Stop the attempt when nobody has followed it for `patience` seconds."""
         loop = asyncio.get_running_loop()
         last = loop.time()
-        channels = [self.claim.keys.live(self.claim.job_id)]
-        if self.claim.spec.channel is not None:
-            channels.append(self.claim.spec.channel)
         while True:
             await asyncio.sleep(max(0.05, min(1.0, patience / 4)))
             last = max(last, self.log.seen_at or 0.0)
             if loop.time() - last < patience / 2:
                 continue
             try:
-                counts: Any = await self._connections.commands.pubsub_numsub(*channels)
+                followed = await is_followed(self._connections.commands, self.claim.job_id, self.claim.spec.channel)
             except Exception:  # Redis is away: nobody can be heard, and nobody is blamed
                 last = loop.time()
                 continue
-            if any(count for _, count in counts):
+            if followed:
                 last = loop.time()
             elif loop.time() - last >= patience:
                 self.stop("abandoned")
                 return
 
     def _signal(self, name: str, level: str = "info", **fields: Any) -> None:
-        self._services.hook(Signal(name, level, {"job": self.claim.job_id} | fields))  # type: ignore[arg-type]
+        known = {"job": self.claim.job_id, "worker": self.claim.worker}
+        self._services.hook(Signal(name, level, known | fields))  # type: ignore[arg-type]
 
 
 def _options(spec: JobSpec, tenant: str) -> dict[str, Any]:

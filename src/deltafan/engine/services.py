@@ -91,6 +91,6 @@ def job_info(job_id: str, tenant: str, spec: JobSpec) -> JobInfo:
 def log_reader(connections: Connections, job_id: str) -> CatchUp:
     async def read(after: EventId | None) -> Sequence[Event]:
         page = await read_page(connections.commands, job_id, after)
-        return [event for entry in page if (event := entry.event()) is not None]
+        return [event for entry in page.entries if (event := entry.event()) is not None]
 
     return read

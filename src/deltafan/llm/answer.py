@@ -79,8 +79,8 @@ class Answer:
 
         :raises CompletionError: `malformed_stream`: an event is too large.
         """
-        if data is None:
-            return self._events.flush()
+        if data is None:  # of a complete answer only usage can be missing, so that a cut event costs no more than that
+            return [last for last in self._events.flush() if not self.complete or _is_json(last.data)]
         if self._body is not None and len(self._body) < _MAX_ERROR_BODY:
             self._body += data
         try:
@@ -178,6 +178,14 @@ class WholeAnswer:
 def _raise_error(chunks: ChunkDecoder | ResponsesDecoder, secret: str) -> None:
     if chunks.error is not None:
         raise failures.from_body(chunks.error, secret=secret)
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        parse_json(data)
+    except CompletionError:
+        return False
+    return True
 
 
 def _error_value(data: bytes) -> Any:

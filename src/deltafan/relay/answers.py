@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from deltafan.errors import (
     BrokerUnavailable,
@@ -25,6 +25,8 @@ from deltafan.errors import (
     QueueFull,
     ValidationError,
 )
+from deltafan.telemetry.hooks import Signal
+from deltafan.telemetry.outage import Outage
 from deltafan.wire import dumps
 
 RETRY_AFTER = 2
@@ -99,15 +101,34 @@ def unavailable(message: str, code: str = "unavailable", retry_after: int = RETR
     return Refusal(503, message, code=code, headers={"Retry-After": str(retry_after)})
 
 
-@web.middleware
-async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns whatever a handler raises into an answer."""
-    try:
-        return await handler(request)
-    except Exception as error:
-        refused = _refused(request, error)
-        request[CODE] = refused.code
-        return refusal(refused)
+def errors(outage: Outage) -> Middleware:
+    """Turns whatever a handler raises into an answer.
+
+    :param outage: told when Redis fails a request, and when requests to the same address are answered again.
+    """
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        activity = f"{request.method} {resource.canonical if resource is not None else ''}"
+        try:
+            response = await handler(request)
+        except Exception as error:
+            if isinstance(error, BrokerUnavailable | ConfigurationError):
+                outage.failed(activity, error)
+            refused = _refused(request, error)
+            request[CODE] = refused.code
+            return refusal(refused)
+        outage.went_well(activity)
+        return response
+
+    return middleware
+
+
+def told_in_log(signal: Signal) -> None:
+    """A hook that writes to the relay's log: whoever runs the relay inside of an app has a logging of its own."""
+    fields = " ".join(f"{name}={value}" for name, value in signal.fields.items())
+    logger.log(logging.getLevelNamesMapping()[signal.level.upper()], "%s %s", signal.name, fields)
 
 
 def _refused(request: web.Request, error: Exception) -> Refusal:
@@ -153,10 +174,8 @@ def _of_ours(error: DeltafanError) -> Refusal:
         case QueueFull():
             return unavailable(error.message, error.code, QUEUE_RETRY_AFTER)
         case BrokerUnavailable():
-            logger.warning("%s", error)
             return unavailable("Redis cannot be reached or does not serve now; try again")
         case ConfigurationError():
-            logger.error("%s", error)
             return unavailable("the relay is not set up right; its log says why", error.code)
         case _:
             logger.error("%s", error)

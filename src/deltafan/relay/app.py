@@ -10,7 +10,7 @@ from deltafan.broker.queue import AsyncQueue
 from deltafan.relay import follow, health, jobs, pusher_auth
 from deltafan.relay.access import access
 from deltafan.relay.accesslog import access_log
-from deltafan.relay.answers import errors
+from deltafan.relay.answers import errors, told_in_log
 from deltafan.relay.context import OWNERSHIP, PUSHER, QUEUE, STREAMS, TOKEN_KEYS
 from deltafan.relay.cors import check_origins, common_headers, preflight
 from deltafan.relay.inflight import IN_FLIGHT, InFlight, count
@@ -21,6 +21,7 @@ from deltafan.relay.page import add_pages
 from deltafan.relay.scripts import add_scripts
 from deltafan.relay.streams import Streams
 from deltafan.settings import PusherSettings, RelaySettings, TokenSettings
+from deltafan.telemetry.outage import Outage
 from deltafan.tokens import TokenKeys
 
 
@@ -39,11 +40,12 @@ def create_app(
     keys = parse_keys(settings.api_keys)
     token_keys = TokenKeys.of(tokens or TokenSettings())
     check_origins(settings.cors_origins)
+    outage = Outage(told_in_log)
     app = web.Application(
         middlewares=[
             count,
             access_log,
-            errors,
+            errors(outage),
             preflight(settings.cors_origins),
             access(keys, token_keys, settings.cors_origins, Limits(settings)),
         ],
@@ -64,6 +66,7 @@ def create_app(
     router.add_get("/v1/jobs", jobs.listing)
     router.add_get("/v1/jobs/{id}", jobs.status)
     router.add_post("/v1/jobs/{id}/cancel", jobs.cancel)
+    router.add_post("/v1/jobs/{id}/interest", jobs.interest)
     # A HEAD of a stream would have nothing to say and no end.
     router.add_get("/v1/jobs/{id}/events", follow.events, allow_head=False)
     router.add_post(pusher_auth.AUTH_URL, pusher_auth.auth)

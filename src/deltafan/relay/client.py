@@ -16,13 +16,16 @@ from aiohttp import web
 
 from deltafan.broker.log import Entry
 from deltafan.events import EventId
-from deltafan.relay.frames import bare, event_chunk
+from deltafan.relay.frames import bare, event_chunk, gone_chunk
 from deltafan.tokens import Hidden
 
 STALL_SECONDS = 30.0
 """How long a client may take nothing at all, while a replay or the last bytes wait for it."""
 REPLAY_BYTES = 64 * 1024
-"""Bytes of a replay that are written at once."""
+"""Bytes of a replay that are written at once, and no more than a client may owe."""
+VANISHED_SECONDS = 20.0
+"""How long a connection's other side must be silent, at least, to count as vanished: networks pause."""
+_HEARTBEATS_LOST = 3
 _JITTER = 0.2
 
 logger = logging.getLogger("deltafan.relay")
@@ -35,6 +38,7 @@ class SseClient:
         self,
         transport: asyncio.Transport,
         response: web.StreamResponse,
+        job_id: str,
         *,
         after: EventId | None,
         buffer: int,
@@ -53,6 +57,7 @@ class SseClient:
         self.was_cut = False
         self._transport = transport
         self._response = response
+        self._job_id = job_id
         self._buffer = buffer
         self._chunks = chunks
         self._hide = hide
@@ -61,20 +66,24 @@ class SseClient:
         self._heartbeat = heartbeat
         self._patience = self._new_patience()
         self._wrote = self._clock()
+        self._replaying = False
 
     async def replay(self, entries: list[Entry]) -> None:
         """Write what the log holds, as fast as the client takes it."""
-        for piece, last in _pieces(entries, self._hide):
-            if self.ended.is_set():
-                return
-            try:
+        self._replaying = True
+        try:
+            for piece, last in _pieces(entries, min(REPLAY_BYTES, self._buffer), self._hide):
+                if self.ended.is_set():
+                    return
                 async with asyncio.timeout(STALL_SECONDS):
                     await self._response.write(piece)
-            except TimeoutError:
-                self.cut()
-                return
-            self.after = last.id
-            self._wrote = self._clock()
+                self.after = last.id
+                self._wrote = self._clock()
+        except TimeoutError:
+            self.cut()
+            return
+        finally:
+            self._replaying = False
         if entries and entries[-1].type == "done":
             self.ended.set()
 
@@ -87,12 +96,14 @@ class SseClient:
             self.ended.set()
 
     def gone(self) -> None:
-        self.ended.set()
+        if not self.ended.is_set():
+            self._write(gone_chunk(self._job_id))
+            self.ended.set()
 
     def beat(self, chunk: bytes, now: float) -> None:
         """Write a heartbeat if the client has heard nothing for long enough. Also notices a client that has left."""
-        if now - self._wrote < self._patience or self.ended.is_set():
-            return
+        if now - self._wrote < self._patience or self.ended.is_set() or self._replaying:
+            return  # while a replay waits for it, it has bytes to take, and a time for that
         self._patience = self._new_patience()
         self._write(chunk)
 
@@ -135,21 +146,24 @@ class SseClient:
         return self._heartbeat * random.uniform(1 - _JITTER, 1.0)  # noqa: S311 - jitter, not a secret
 
 
-def _pieces(entries: list[Entry], hide: frozenset[Hidden] = frozenset()) -> Iterator[tuple[bytes, Entry]]:
-    """Frames joined to writes of a fair size, each with the last entry in it."""
+def _pieces(entries: list[Entry], fair: int, hide: frozenset[Hidden] = frozenset()) -> Iterator[tuple[bytes, Entry]]:
+    """Frames joined to writes of a fair size in bytes, or of one frame, each with the last entry in it."""
     frames: list[bytes] = []
     size = 0
     for place, entry in enumerate(entries):
         frames.append(bare(event_chunk(entry, hide)))
         size += len(frames[-1])
-        if size >= REPLAY_BYTES or place == len(entries) - 1:
+        if size >= fair or place == len(entries) - 1:
             yield b"".join(frames), entry
             frames, size = [], 0
 
 
-def watch_connection(transport: asyncio.Transport, seconds: float) -> None:
-    """Have the system drop a connection whose other side acknowledges nothing for that long (where it can: Linux)."""
+def watch_connection(transport: asyncio.Transport, heartbeat: float) -> None:
+    """Have the system drop a connection whose other side acknowledges nothing, or takes nothing, for three heartbeats,
+    20 s at least (where it can: Linux). One that has vanished, with its network, says nothing itself.
+    """
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     sock = transport.get_extra_info("socket")
     if option is not None and sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+        seconds = max(_HEARTBEATS_LOST * heartbeat, VANISHED_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from deltafan.broker.connections import redis_errors
-from deltafan.broker.follow import CURSOR_AHEAD, is_ahead, log_end, reset_frame
+from deltafan.broker.follow import CURSOR_AHEAD, is_void, log_end, reset_frame
 from deltafan.broker.hub import Hub
 from deltafan.broker.keys import partition
 from deltafan.broker.queue import AsyncQueue
@@ -28,7 +28,6 @@ from deltafan.sse import retry
 from deltafan.wire import parse_event_id
 
 _RETRY_MIN, _RETRY_MAX = 0.1, 2.0
-_HEARTBEATS_LOST = 3
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-transform",
@@ -50,7 +49,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     cursor = _cursor(request)
     queue, principal = queue_of(request), principal_of(request)
     _, status = await job_of(request, "read")
-    start = _start(status, cursor)
+    start = await _start(queue, status, cursor)
     whole = _wants_snapshot(request)
     if status.has_ended:
         if not whole and cursor is not None and cursor == log_end(status):
@@ -76,9 +75,9 @@ def _cursor(request: web.Request) -> EventId | None:
     return None
 
 
-def _start(status: JobStatus, cursor: EventId | None) -> Start:
-    ahead = cursor is not None and is_ahead(status, cursor)
-    return Start(None, CURSOR_AHEAD) if ahead else Start(cursor, None)
+async def _start(queue: AsyncQueue, status: JobStatus, cursor: EventId | None) -> Start:
+    void = cursor is not None and await is_void(queue.connections.commands, status, cursor)
+    return Start(None, CURSOR_AHEAD) if void else Start(cursor, None)
 
 
 def _wants_snapshot(request: web.Request) -> bool:
@@ -103,10 +102,11 @@ async def _stream(
     response = web.StreamResponse(headers=_HEADERS)
     response.force_close()  # a connection carries one stream: nothing of it can leak into another answer
     await response.prepare(request)
-    watch_connection(transport, max(_HEARTBEATS_LOST * streams.settings.heartbeat, 20.0))
+    watch_connection(transport, streams.settings.heartbeat)
     client = SseClient(
         transport,
         response,
+        job_id,
         after=start.after,
         buffer=streams.settings.client_buffer,
         heartbeat=streams.settings.heartbeat,

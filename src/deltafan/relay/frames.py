@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from deltafan.broker.follow import gone_frame
 from deltafan.broker.log import Entry
 from deltafan.relay.redaction import blanked, is_hidden
 from deltafan.sse import encode
@@ -36,6 +37,11 @@ def event_chunk(entry: Entry, hide: frozenset[Hidden] = frozenset()) -> bytes:
 def _blanked_chunk(data: bytes, kind: str, event_id: str) -> bytes:
     """Kept for the next client of the same feed: live events reach all of them one right after another."""
     return chunked(encode(blanked(data), event=kind, id=event_id))
+
+
+def gone_chunk(job_id: str) -> bytes:
+    """See `gone_frame`."""
+    return chunked(gone_frame(job_id))
 
 
 def heartbeat_chunk(now_ms: int) -> bytes:

@@ -50,6 +50,12 @@ async def cancel(request: web.Request) -> web.Response:
     return answer({"id": job.id, "state": outcome.state, "cancelled": outcome.cancelled} | urls(job.id), code)
 
 
+async def interest(request: web.Request) -> web.Response:
+    """Somebody follows the job where Redis does not see it."""
+    job, _ = await job_of(request, "read")
+    return answer({"id": job.id, "renew_in": await job.renew_interest()})
+
+
 async def listing(request: web.Request) -> web.Response:
     require(request, "read", all_jobs=True)
     query = request.query

@@ -7,7 +7,6 @@ keep up misses samples, and owes no more than one.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -19,12 +18,13 @@ from aiohttp import web
 from deltafan.broker import stats
 from deltafan.broker.queue import AsyncQueue
 from deltafan.errors import BrokerUnavailable, ConfigurationError
-from deltafan.relay.answers import answer
-from deltafan.relay.client import STALL_SECONDS
+from deltafan.relay.answers import answer, told_in_log
+from deltafan.relay.client import STALL_SECONDS, watch_connection
 from deltafan.relay.context import STREAMS, queue_of
 from deltafan.relay.principal import require
 from deltafan.relay.streams import Streams
 from deltafan.sse import encode
+from deltafan.telemetry.outage import Outage
 from deltafan.wire import dumps
 
 INTERVAL = 1.0
@@ -45,8 +45,6 @@ _HEADERS = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
-
-logger = logging.getLogger("deltafan.relay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +107,15 @@ class Sampler:
         return self._latest
 
     async def _run(self) -> None:
+        outage = Outage(told_in_log)
         while True:
             await asyncio.sleep(INTERVAL)
             try:
                 await self.sample()
             except (BrokerUnavailable, ConfigurationError) as error:
-                logger.warning("no sample of the numbers: %s", error)
+                outage.failed("numbers", error)
+            else:
+                outage.went_well("numbers")
 
     async def _take(self, elapsed: float) -> dict[str, Any]:
         redis, partitions = self._queue.connections.commands, self._queue.settings.partitions
@@ -214,6 +215,8 @@ async def _stream(request: web.Request, sampler: Sampler, sample: dict[str, Any]
     response.force_close()
     async with sampler.viewing():
         await response.prepare(request)
+        if request.transport is not None:
+            watch_connection(request.transport, INTERVAL)
         try:
             while not request.app[STREAMS].draining:
                 async with asyncio.timeout(STALL_SECONDS):

@@ -96,7 +96,7 @@ async def test_a_lost_workers_jobs_are_taken_over_in_every_partition(
 ) -> None:
     text = "word " * 40
     async with running(Script(source=Text(text), rate=60)) as slow:
-        lost = await start_worker(slow, lease=0.3)
+        lost = await start_worker(slow, lease=1)
         jobs = await _spread(queue, each=1)
         everyone = [job_id for ids in jobs.values() for job_id in ids]
         await slow.until(lambda requests: len(requests) == len(everyone) and all(r.text_length for r in requests))

@@ -187,7 +187,7 @@ async def test_a_channel_that_was_left_and_taken_again_has_its_new_listener_alon
         return await direct.publish("c", "y") == 0
 
     await _until(left)
-    assert subscriber._awaited == {}
+    assert all(line.awaited == {} for line in subscriber._lines.values())
 
 
 async def test_subscribing_while_redis_is_away_succeeds_when_it_is_back(
@@ -202,3 +202,23 @@ async def test_subscribing_while_redis_is_away_succeeds_when_it_is_back(
     assert listener.gaps == 0
     await direct.publish("c", "x")
     await listener.until(lambda: bool(listener.messages))
+
+
+async def test_callers_that_are_cancelled_at_any_moment_do_not_break_the_connection_of_all(
+    subscriber: Subscriber, direct: Redis, proxy: Proxy
+) -> None:
+    listener = await _listen(subscriber)
+    for steps in range(12):
+        callers = [asyncio.create_task(_listen(subscriber, f"{steps}-{number}")) for number in range(5)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for caller in callers:
+            caller.cancel()
+        leaving = [asyncio.create_task(subscriber.unsubscribe(f"{steps}-{number}")) for number in range(5)]
+        await asyncio.sleep(0)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*callers, *leaving, return_exceptions=True)
+        assert await direct.publish("c", str(steps)) == 1
+        await listener.until(lambda steps=steps: listener.messages[-1:] == [str(steps).encode()])  # type: ignore[misc]
+    assert (subscriber.reconnects, listener.gaps, proxy.accepted) == (0, 0, 1)

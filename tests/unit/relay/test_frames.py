@@ -52,7 +52,7 @@ def test_heartbeat_and_reset_have_no_id() -> None:
 @given(st.lists(st.integers(0, 3 * REPLAY_BYTES), max_size=12))
 def test_a_replay_is_written_in_pieces_that_lose_nothing_and_end_with_their_last_entry(sizes: list[int]) -> None:
     entries = [entry(seq, "x" * size) for seq, size in enumerate(sizes)]
-    pieces = list(_pieces(entries))
+    pieces = list(_pieces(entries, REPLAY_BYTES))
     assert b"".join(piece for piece, _ in pieces) == b"".join(bare(event_chunk(e)) for e in entries)
     for piece, last in pieces:
         assert piece.endswith(bare(event_chunk(last)))

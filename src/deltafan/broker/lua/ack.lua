@@ -1,13 +1,10 @@
 -- Acknowledge an ended job: every required sink has its `done`, or has run out of its budget.
 -- KEYS  1 job  2 stream
 -- ARGV  1 group  2 entry  3… field, value of the record (the sinks' outcome)
+-- Gives acknowledged | fenced  the job has another place: another worker took it over, and says what its sinks have got
 drop_entry(KEYS[2], ARGV[1], ARGV[2])
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  if redis.call('HGET', KEYS[1], 'entry') == ARGV[2] then
-    redis.call('HSET', KEYS[1], 'entry', '')
-  end
-  if #ARGV > 2 then
-    redis.call('HSET', KEYS[1], unpack(ARGV, 3))
-  end
+if redis.call('HGET', KEYS[1], 'entry') ~= ARGV[2] then
+  return 'fenced'
 end
-return 1
+redis.call('HSET', KEYS[1], 'entry', '', unpack(ARGV, 3))
+return 'acknowledged'

@@ -32,7 +32,7 @@ for i = 1 + skip, n do
     redis.call('HSET', job, 'seq', -1)
     return {'gap', -1, cancel, 0}
   end
-  seen = redis.call('PUBLISH', live, event)
+  seen = redis.call(PUBLISH, live, event)
   if ARGV[7] ~= '' then
     seen = seen + redis.call('PUBLISH', ARGV[7], event)
   end

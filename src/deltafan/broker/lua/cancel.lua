@@ -10,7 +10,7 @@ if not h or (ARGV[2] ~= '' and h.tenant ~= ARGV[2]) then
 end
 if h.state == 'running' then
   redis.call('HSET', k.job, 'cancel', '1')
-  redis.call('PUBLISH', ARGV[5] .. h.owner, 'cancel ' .. id)
+  redis.call(PUBLISH, ARGV[5] .. h.owner, 'cancel ' .. id)
   return {'cancelling', 'running'}
 end
 if h.state ~= 'queued' and h.state ~= 'delayed' then

@@ -3,9 +3,10 @@
 -- ARGV  1 id  2 entry  3 worker  4 group  5 provider (JSON)  6 can continue 0|1  7 max attempts  8 idle ms
 --       9 retention s  10 '1': the worker has begun this attempt before, and has not ended it
 -- Gives {run, attempt, spec, failures, usage, fresh | restart | continued, created, now, tenant, meta event, cancel,
---         usage lost, characters of the text that goes on}
+--         first attempt whose usage is lost or '', characters of the text that goes on}
 --     | {ended, state}  the log is whole: deliver what is missing, acknowledge
---     | {stale}         another worker runs it; or it has another place in the queue, or no record: acknowledged
+--     | {stale}         another worker runs it, and gets the entry back (the group was made anew, say); or it has
+--                       another place in the queue, or no record, and the entry is acknowledged
 local k = {job = KEYS[1], log = KEYS[2], live = KEYS[3], expiries = KEYS[6]}
 local id, entry, worker, group = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local h = read_job(k.job)
@@ -17,9 +18,11 @@ if not h or h.entry ~= entry or h.stream ~= KEYS[4] then
   return {'stale'}
 end
 if h.state == 'running' and h.owner ~= worker then
+  hand_back(KEYS[4], group, h.owner, entry)
   return {'stale'}
 end
-if h.state == 'running' and h.seq == '0' and ARGV[10] ~= '1' then -- the reply of our first try was lost
+local is_torn = torn(h)
+if h.state == 'running' and h.seq == '0' and ARGV[10] ~= '1' and not is_torn then -- the reply of our first try was lost
   local meta = redis.call('XRANGE', k.log, h.attempt .. '-0', h.attempt .. '-0')[1]
   if meta then
     return {'run', tonumber(h.attempt), h.spec, tonumber(h.failures), h.usage, h.how, h.created, int(now), h.tenant,
@@ -41,35 +44,46 @@ if h.deadline ~= '' and h.attempt == '0' and tonumber(h.deadline) <= now then
   end_unowned(k, id, h, now, 'expired', 'expired', 'expired', 'not started within expires_in')
   return {'ended', 'expired'}
 end
-if h.state == 'running' then -- our own attempt broke off without an end: it has failed, and a new one may follow
-  h.failures, h.usage_lost = int(tonumber(h.failures) + 1), '1'
+if h.state == 'running' and is_torn then -- Redis has lost how it ended, which is not its fault
+  lose_usage(k.job, h)
+elseif h.state == 'running' then -- our own attempt broke off without an end: it has failed, and a new one may follow
+  h.failures = int(tonumber(h.failures) + 1)
+  lose_usage(k.job, h)
   add_error(k.job, '{"attempt":' .. h.attempt .. ',"code":"server_error","message":"' .. BROKE_OFF .. '"}')
-  redis.call('HSET', k.job, 'failures', h.failures, 'usage_lost', '1')
+  redis.call('HSET', k.job, 'failures', h.failures)
   if tonumber(h.failures) >= tonumber(h.max_attempts ~= '' and h.max_attempts or ARGV[7]) then
     end_unowned(k, id, h, now, 'failed', 'error', 'server_error', BROKE_OFF)
     bury(KEYS[7], k.job, id, now, 'server_error')
     return {'ended', 'failed'}
   end
 end
-if h.on_takeover == 'fail' and h.visible == '1' and h.lost ~= '' then
-  end_unowned(k, id, h, now, 'failed', 'error', 'worker_lost', 'its worker could not end it, and on_takeover is fail')
-  bury(KEYS[7], k.job, id, now, 'worker_lost')
-  return {'ended', 'failed'}
-end
-
-local attempt = tonumber(h.attempt) + 1
 local how, flag = 'fresh', ''
 if h.visible == '1' then
-  if h.on_takeover == 'continue' and ARGV[6] == '1' and tonumber(h.chars) > 0 then
+  local whole = not is_torn and h.seq ~= '-1' and redis.call('EXISTS', k.log) == 1
+  local can = ARGV[6] == '1' and tonumber(h.chars) > 0 and whole
+  local fails = h.on_takeover == 'fail' or h.on_takeover == 'fail_if_lost'
+  -- What a draining worker hands over is whole, up to the last word: going on from it voids nothing before a reader.
+  if can and (h.on_takeover == 'continue' or (h.on_takeover == 'fail_if_lost' and h.lost == 'handed_over')) then
     how, flag = 'continued', ',"continued":true'
+  elseif fails and h.lost ~= '' then
+    if h.lost == 'handed_over' then -- the reaper has noted a loss
+      add_error(k.job, '{"attempt":' .. h.attempt .. ',"code":"worker_lost","message":"its worker was shut down"}')
+    end
+    end_unowned(k, id, h, now, 'failed', 'error', 'worker_lost', 'its worker could not end it, and on_takeover is fail')
+    bury(KEYS[7], k.job, id, now, 'worker_lost')
+    return {'ended', 'failed'}
   else
     how, flag = 'restart', ',"restart":true'
   end
+elseif is_torn then -- a lost attempt may have put something out
+  how, flag = 'restart', ',"restart":true'
 end
+
+local attempt = next_attempt(h, is_torn)
 local meta = emit(k.log, k.live, h.channel, id, attempt, 0, meta_body(attempt, ARGV[5], h.meta, now, flag))
 redis.call('PEXPIRE', k.log, ARGV[8])
 redis.call('HSET', k.job, 'state', 'running', 'attempt', attempt, 'seq', 0, 'owner', worker, 'claimed', int(now),
-  'provider', ARGV[5], 'lost', '', 'how', how)
+  'provider', ARGV[5], 'lost', '', 'how', how, 'run', server_run())
 if how == 'restart' then
   redis.call('HSET', k.job, 'chars', 0, 'visible', '')
 end

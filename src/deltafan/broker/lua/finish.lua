@@ -25,8 +25,12 @@ end
 if h.cancel == '1' and ARGV[5] ~= 'cancelled' then
   return {'cancelled', last}
 end
-if first ~= last + 1 or redis.call('EXISTS', log) == 0 then
-  return {'gap', redis.call('EXISTS', log) == 0 and -1 or last}
+if redis.call('EXISTS', log) == 0 then -- evicted or expired: the backfill must not take its events for known
+  redis.call('HSET', job, 'seq', -1)
+  return {'gap', -1}
+end
+if first ~= last + 1 then
+  return {'gap', last}
 end
 local now = now_ms()
 for i = 1, n do

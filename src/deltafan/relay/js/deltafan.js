@@ -250,6 +250,11 @@ class Relay {
     return this.json(this.job(), { signal });
   }
 
+  /** Answers in how many seconds to renew it, if at all. */
+  renewInterest(signal) {
+    return this.json(this.job("/interest"), { method: "POST", signal });
+  }
+
   /** What the log holds after a cursor. */
   async snapshot(after, signal) {
     const query = after === null ? "" : `?after=${after}`;
@@ -912,6 +917,7 @@ const MAX_HELD = 1_000; // events that wait for what comes before them
 const MAX_HELD_SIZE = 4 * 2 ** 20; // their characters
 const MAX_PARTS = 1_024; // of one event
 const MAX_PARTS_SIZE = 16 * 2 ** 20; // characters of all events that are not complete
+const INTEREST_RETRY = 10_000; // until a renewal that failed is tried again
 
 /** Puts events together that came in parts: split deltas, and chunks of anything else. */
 class Parts {
@@ -1001,6 +1007,7 @@ class PusherFollower {
 
   async run() {
     const core = this.#core;
+    this.#keepInterest().catch((error) => core.fail(asError(error, "internal", "following failed")));
     while (!core.finished && this.#link === null) {
       try {
         const config = await this.#configuration();
@@ -1018,6 +1025,22 @@ class PusherFollower {
       }
     }
     this.#askLater();
+  }
+
+  /** Who listens at Pusher is not seen by a job that is to end when nobody follows it, unless we say so. */
+  async #keepInterest() {
+    const core = this.#core;
+    while (core.relay.exists && !core.finished) {
+      let wait = INTEREST_RETRY;
+      try {
+        const { renew_in: seconds } = await core.relay.renewInterest(core.signal);
+        if (typeof seconds !== "number") return; // it does not mind being alone
+        wait = seconds * 1000;
+      } catch (error) {
+        if (error.fatal) return; // what matters is told by who reads the log
+      }
+      await pause(wait, core.signal, this.#wake.signal);
+    }
   }
 
   reconnect() {
