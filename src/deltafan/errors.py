@@ -78,11 +78,16 @@ class ConflictError(DeltafanError):
 
 
 class JobNotFound(DeltafanError):
+    """`code` is `job_gone` when the job was there before, and Redis has lost it while it was followed."""
+
     code = "not_found"
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"no job {job_id!r}: it never was, or its record has expired")
+    def __init__(self, job_id: str, *, gone: bool = False) -> None:
+        why = "Redis has lost it while it was followed" if gone else "it never was, or its record has expired"
+        super().__init__(f"no job {job_id!r}{' any more' if gone else ''}: {why}")
         self.job_id = job_id
+        if gone:
+            self.code = "job_gone"
 
 
 class NotDead(ConflictError):

@@ -21,7 +21,9 @@ from typing import Final
 GRACE_SECONDS: Final = 4.0
 """How long the child may take to end in order."""
 BEATS_PER_LEASE: Final = 3
-"""Beats to a supervisor in a lease, as there are heartbeats to Redis: both come from the same event loop."""
+"""Heartbeats to Redis in a lease: two may get lost before jobs do. Beats to a supervisor, too: both come from the same
+event loop.
+"""
 BEAT: Final = b"\0"
 """One beat. No byte of a stack, which comes on the same way."""
 STUCK_MIN: Final = 3.0

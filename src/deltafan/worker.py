@@ -6,6 +6,7 @@ The command line runs it, and so does an operator's own `main.py`.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
@@ -94,7 +95,8 @@ async def _serve(
         (hurry if stop.is_set() else stop).set()
 
     def let_go() -> None:
-        hook(Signal("worker.let_go"))
+        parent = "supervisor" if lifeline is not None and lifeline.supervised else "parent process"
+        hook(Signal("worker.let_go", "info", {"why": f"the {parent} has ended", "pid": os.getpid()}))
         hurry.set()
         stop.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -11,17 +12,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 
+import aiohttp
 import pytest
 import uvicorn
+from fastapi import FastAPI, Header, HTTPException
+from fastapi.responses import StreamingResponse
 from playwright.async_api import Page, async_playwright, expect
 
 from deltafan.devserver.provider import Script, Text, running
 from tests.conftest import StartWorker
 
 CHROMIUM = shutil.which("chromium-headless-shell")
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "fastapi_app.py"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs" / "examples" / "fastapi_app.py"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium-headless-shell on the PATH")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium-headless-shell on the PATH")
 
 
 def _example(monkeypatch: pytest.MonkeyPatch, redis_url: str) -> ModuleType:
@@ -57,6 +62,7 @@ async def _browser() -> AsyncIterator[Page]:
         await browser.close()
 
 
+@needs_browser
 async def test_the_fastapi_example_streams_and_survives_a_reload(
     monkeypatch: pytest.MonkeyPatch, redis_url: str, start_worker: StartWorker
 ) -> None:
@@ -74,3 +80,32 @@ async def test_the_fastapi_example_streams_and_survives_a_reload(
             assert answer.status == 404
             answer = await page.request.get(f"{url}{'/answers/'}{'x' * 300}")
             assert answer.status == 404
+
+
+async def test_the_snippets_of_the_readme_stream_and_answer_404_for_an_unknown_job(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str, start_worker: StartWorker
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    readme = ModuleType("readme")
+    names = {
+        "FastAPI": FastAPI,
+        "Header": Header,
+        "HTTPException": HTTPException,
+        "StreamingResponse": StreamingResponse,
+    }
+    vars(readme).update(names, app=FastAPI())
+    section = (ROOT / "README.md").read_text().partition("## In a web app")[2].partition("\n## ")[0]
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]:
+        exec(block, vars(readme))
+    await start_worker()
+    async with _served(readme) as url, aiohttp.ClientSession(url) as http:
+        async with http.post("/ask", params={"prompt": "Tell me"}) as asked:
+            job = (await asked.json())["job"]
+        async with http.get(f"/answers/{job}") as answer:
+            assert "event: done" in await answer.text()
+        for unknown in ("0-nothing", "x" * 300):
+            async with http.get(f"/answers/{unknown}") as answer:
+                assert answer.status == 404
+        async with http.get(f"/answers/{job}", headers={"Last-Event-ID": "nonsense"}) as answer:
+            assert answer.status == 404
+    await readme.queue.aclose()

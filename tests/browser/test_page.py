@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
 from deltafan.broker.queue import AsyncQueue
@@ -364,3 +365,38 @@ async def test_the_page_fits_a_phone_and_shows_its_state_there(
         await expect(page.locator("#sse .rows li").last).to_be_in_viewport()
         await expect(page.locator("#state")).to_be_in_viewport()
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+async def test_a_job_that_redis_has_lost_stands_still_and_says_so(
+    queue: AsyncQueue, worker: HandWorker, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltafan.broker.hub.AUDIT_INTERVAL", 0.1)
+    async with running_relay(queue) as relay:
+        await page.goto(relay.url)
+        await send(page)
+        await (await worker.take()).say("so far")
+        await expect(page.locator(".turn .text.writing")).to_have_text("so far")
+        await queue.connections.commands.flushall()
+        await is_done(page, "lost")
+        await expect(page.locator(".turn .note")).to_have_text("Redis has lost the job.")
+        await expect(page.locator(".turn .writing")).to_have_count(0)
+        await expect(page.locator("#stop")).to_be_hidden()
+        await page.reload()
+        await expect(answer(page)).to_have_text("so far")
+
+
+async def test_silence_in_mid_answer_is_told_until_the_next_word(
+    queue: AsyncQueue, worker: HandWorker, page: Page
+) -> None:
+    async with running_relay(queue) as relay:
+        await page.goto(relay.url)
+        await send(page)
+        work = await worker.take()
+        await work.say("one ")
+        await is_done(page, "streaming")
+        await is_done(page, "waiting for news")
+        assert await page.locator("#state").get_attribute("data-state") == "quiet"
+        await work.say("two")
+        await is_done(page, "streaming")
+        await work.finish()
+        await is_done(page)

@@ -96,7 +96,7 @@ async def test_an_attempt_of_ours_that_broke_off_is_not_gone_on_with(lab: Lab) -
     work.claim, work.seq, work.text = again, 1, ""
     await work.say("more")
     ended = await worker.claim(again.taken)
-    assert ended == Ended(again.taken, "0-a", "failed")
+    assert ended == Ended(again.taken, "0-a", "failed", "server_error")
     assert [error["attempt"] for error in orjson.loads((await lab.record())["errors"])] == [1, 2]
     transcript = check_whole(await lab.log())
     assert transcript.error is not None
@@ -140,7 +140,7 @@ async def test_a_job_that_has_ended_is_not_run_again(lab: Lab) -> None:
     work = await worker.begin()
     await work.finish(acknowledge=False)
     before = await lab.types()
-    assert await worker.claim(work.claim.taken) == Ended(work.claim.taken, "0-a", "done")
+    assert await worker.claim(work.claim.taken) == Ended(work.claim.taken, "0-a", "done", "")
     assert await lab.types() == before
 
 
@@ -149,7 +149,7 @@ async def test_a_job_past_its_deadline_expires_instead_of_starting(lab: Lab) -> 
     await lab.enqueue(expires_in=100)
     [taken] = await worker.take()
     await lab.redis.hset(K.job("0-a"), "deadline", "1")
-    assert await worker.claim(taken) == Ended(taken, "0-a", "expired")
+    assert await worker.claim(taken) == Ended(taken, "0-a", "expired", "expired")
     assert await lab.types() == ["1-0 meta", "1-1 error", "1-2 done"]
     assert 90 < await lab.ttl(K.job("0-a")) <= 100
 
@@ -165,7 +165,7 @@ async def test_a_takeover_fails_where_the_job_wants_that(lab: Lab) -> None:
     await _lose(lab, on_takeover="fail")
     worker = await lab.worker("w2")
     [taken] = await worker.take()
-    assert await worker.claim(taken) == Ended(taken, "0-a", "failed")
+    assert await worker.claim(taken) == Ended(taken, "0-a", "failed", "worker_lost")
     assert await lab.types() == ["1-0 meta", "1-1 text_delta", "1-2 usage", "1-3 error", "1-4 done"]
     transcript = check_whole(await lab.log())
     assert transcript.error is not None
@@ -200,12 +200,13 @@ async def test_a_job_that_is_not_to_restart_is_handed_over_only_where_it_can_go_
         assert isinstance(claim, Claim)
         assert (claim.how, claim.chars, claim.failures) == (how, 4, 0)
         return
-    assert claim == Ended(taken, "0-a", "failed")
+    assert claim == Ended(taken, "0-a", "failed", "worker_lost")
     transcript = check_whole(await lab.log())
     assert transcript.error is not None
     assert transcript.error.code == "worker_lost"
     [letter] = await lab.dead()
     assert [(e["attempt"], e["message"]) for e in orjson.loads(letter["errors"])] == [(1, "its worker was shut down")]
+    assert (await lab.record())["failures"] == "1"
 
 
 async def test_a_new_attempt_voids_what_was_said(lab: Lab) -> None:

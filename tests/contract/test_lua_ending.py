@@ -167,9 +167,11 @@ async def test_a_failure_is_noted_and_buried_with_every_attempts_error(lab: Lab)
     assert orjson.loads(letter["job"])["prompt"] == "x"
     errors = orjson.loads(letter["errors"])
     assert [(error["attempt"], error["code"]) for error in errors] == [(1, "connection"), (2, "quota")]
-    assert orjson.loads((await lab.record())["errors"]) == errors
+    record = await lab.record()
+    assert (orjson.loads(record["errors"]), record["failures"]) == (errors, "2")
     again = await from_the_delayed.finish("failed", dead="quota", error=b"{}")
     assert again[0] == "duplicate"
+    assert (await lab.record())["failures"] == "2"
     assert len(await lab.dead()) == 1
 
 

@@ -10,7 +10,9 @@ import pytest_asyncio
 from deltafan.broker import upkeep
 from deltafan.broker.claims import Claim
 from deltafan.broker.keys import GROUP
+from deltafan.engine.history import read_history
 from deltafan.events import Done, EventId, Meta
+from deltafan.llm.usage import estimate
 from deltafan.settings import RedisSettings
 from tests.contract.lua_kit import K, Lab, Work, open_lab
 from tests.oracle import check_whole
@@ -77,6 +79,15 @@ async def test_an_end_that_redis_has_lost_is_no_failure_of_its_attempt(lab: Lab)
     assert (await work.append("late"))[0] == "fenced"
 
 
+async def test_attempts_whose_numbers_are_left_out_were_not_paid_for(lab: Lab) -> None:
+    work = await _begun(lab)
+    await _another_life(lab)
+    claim = await work.worker.claim(work.claim.taken)
+    assert isinstance(claim, Claim)
+    lost = (await read_history(lab.redis, claim)).usage
+    assert lost == estimate(claim.spec.chat(), len("hi"))
+
+
 async def test_a_claim_is_repeated_only_within_one_life_of_redis(lab: Lab) -> None:
     """What Redis shows as an attempt's beginning may be all that it kept of a long one."""
     worker = await lab.worker()
@@ -104,7 +115,7 @@ async def test_a_lost_workers_last_end_reaches_those_who_have_seen_the_lost_log(
     if noticed:
         assert (await work.append("b"))[0] == "gap"
     await work.worker.die()
-    assert await lab.reap("w1", work.claim.taken) == "ended"
+    assert await lab.reap("w1", work.claim.taken) == "failed"
     events = await lab.log()
     check_whole(events, "")
     assert isinstance(events[-1], Done)

@@ -127,7 +127,7 @@ async def test_the_last_failure_ends_the_job(lab: Lab) -> None:
     work = await _begun(lab, max_attempts=1)
     await work.worker.die()
     async with lab.heard(K.live("0-a")) as published:
-        assert await lab.reap("w1", work.claim.taken) == "ended"
+        assert await lab.reap("w1", work.claim.taken) == "failed"
     assert len(published) == 3
     assert await lab.types() == ["1-0 meta", "1-1 text_delta", "1-2 usage", "1-3 error", "1-4 done"]
     transcript = check_whole(await lab.log(), "hi")
@@ -153,14 +153,14 @@ async def test_the_bound_is_the_workers_where_the_job_names_none(lab: Lab) -> No
     other = await lab.worker("w2", max_attempts=9)
     again = await other.begin()
     await other.die()
-    assert await lab.reap("w2", again.claim.taken, max_attempts=9) == "ended"  # as the first claim has set it
+    assert await lab.reap("w2", again.claim.taken, max_attempts=9) == "failed"  # as the first claim has set it
 
 
 async def test_a_cancelled_job_of_a_lost_worker_ends_as_cancelled(lab: Lab) -> None:
     work = await _begun(lab)
     await lab.cancel()
     await work.worker.die()
-    assert await lab.reap("w1", work.claim.taken) == "ended"
+    assert await lab.reap("w1", work.claim.taken) == "cancelled"
     transcript = check_whole(await lab.log(), "hi")
     assert transcript.done is not None
     assert transcript.done.finish_reason == "cancelled"
@@ -181,7 +181,7 @@ async def test_a_job_that_lost_its_log_and_its_worker_ends_with_a_whole_log(lab:
     await lab.redis.delete(K.log("0-a"))
     assert (await work.append("b"))[0] == "gap"
     await work.worker.die()
-    assert await lab.reap("w1", work.claim.taken) == "ended"
+    assert await lab.reap("w1", work.claim.taken) == "failed"
     # Whoever follows has 1-1: only a later attempt's ids reach him.
     assert await lab.types() == ["2-0 meta", "2-1 usage", "2-2 error", "2-3 done"]
 
@@ -196,7 +196,7 @@ async def test_the_reaper_finds_the_lost_and_forgets_their_names(lab: Lab) -> No
     await alive.begin()
     await lost.die()
     reaped = await upkeep.reap(lab.redis, 0, "default", WorkerSettings(), RETENTION)
-    assert (reaped.moved, reaped.ended) == (3, 1)
+    assert (reaped.moved, reaped.ended, reaped.lost) == (3, (("0-0", "failed"),), ("lost",))
     assert set(await lab.waiting(TAKEOVER)) == {"0-1", "0-2", "0-3"}
     names = [c["name"] for c in await lab.redis.xinfo_consumers(K.queue("default", "normal"), GROUP)]
     assert names == [b"alive"]

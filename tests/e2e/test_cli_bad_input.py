@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from deltafan.cli.app import app
+from deltafan.devserver.cluster import EmbeddedCluster
+from deltafan.devserver.sentinel import EmbeddedSentinel
 from tests.e2e.cli_kit import cli, environment
 
 AWAY = "redis://127.0.0.1:1/0"
@@ -112,6 +116,49 @@ async def test_a_wrong_password_is_told_without_it(redis_url: str) -> None:
     assert ended.code == 2
     assert "Redis refused us" in ended.err
     assert "hunter2" not in ended.err
+
+
+async def refused_by_all(url: str, rule: str) -> None:
+    """Each command that asks Redis ends with 2 and one line; the doctor tells the same as a finding."""
+    commands = (["enqueue", "x"], ["jobs"], ["worker"], ["relay", "--port", "0"])
+    ended = await asyncio.gather(*(cli(*command, REDIS_URL=url) for command in commands))
+    for command, end in zip(commands, ended, strict=True):
+        told = end.err.splitlines()
+        assert (command, end.code, len(told)) == (command, 2, 1), end.err
+        assert rule in told[0]
+    found = await cli("doctor", "--no-provider", "--json", REDIS_URL=url)
+    assert found.code == 1
+    [fail] = [finding for finding in found.json() if finding["level"] == "fail"]
+    assert (fail["check"], rule in fail["seen"]) == ("redis", True), fail
+
+
+async def test_a_database_that_is_not_there_is_told(redis_url: str) -> None:
+    await refused_by_all(redis_url.rpartition("/")[0] + "/99", "no such database")
+
+
+async def test_a_plain_server_in_place_of_a_cluster_is_told(redis_url: str) -> None:
+    address = redis_url.partition("://")[2].partition("/")[0]
+    await refused_by_all(f"redis+cluster://{address}", "this server is no cluster: write redis://")
+
+
+async def test_a_node_of_a_cluster_in_place_of_a_single_server_is_told() -> None:
+    async with EmbeddedCluster() as cluster:
+        other = cluster.nodes[(await cluster.owner_of(0) + 1) % 3]
+        await refused_by_all(other.url, "this is a node of a cluster: write redis+cluster://")
+
+
+async def test_a_sentinel_in_place_of_a_server_is_told() -> None:
+    async with EmbeddedSentinel() as behind:
+        address = f"127.0.0.1:{behind.sentinels[0].port}"
+        for url in (f"redis://{address}", f"redis+cluster://{address}"):
+            await refused_by_all(url, "write redis+sentinel://host:port/name")
+
+
+async def test_tls_to_a_server_without_it_is_told(redis_url: str) -> None:
+    url = redis_url.replace("redis://", "rediss://")
+    ended = await cli("jobs", REDIS_URL=url, DELTAFAN_COMMAND_TIMEOUT="1")
+    assert ended.code == 1
+    assert "does it speak TLS?" in ended.err
 
 
 async def test_a_misspelt_variable_is_named_with_the_one_that_was_meant() -> None:

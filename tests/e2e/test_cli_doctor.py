@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 import redis
 
 from deltafan.broker.queue import AsyncQueue
+from deltafan.devserver.cluster import EmbeddedCluster
 from deltafan.devserver.provider import Provider, Script, running
 from deltafan.devserver.pusher import running as pusher_running
 from deltafan.devserver.valkey import EmbeddedValkey
@@ -151,3 +153,71 @@ async def test_credentials_that_a_relay_would_refuse_are_found(redis_url: str) -
     assert "short" not in found["settings"]["seen"]
     code, found = await doctor(redis_url, DELTAFAN_API_KEYS="a:bogus=x")
     assert (code, found["settings"]["level"]) == (1, "fail")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster() -> AsyncIterator[EmbeddedCluster]:
+    async with EmbeddedCluster() as cluster:
+        yield cluster
+
+
+async def on_cluster(cluster: EmbeddedCluster, **env: str) -> tuple[int, dict[str, list[tuple[str, str]]]]:
+    """What is found, by check: level and text."""
+    ended = await cli("doctor", "--json", "--no-provider", REDIS_URL=cluster.url, **env)
+    found: dict[str, list[tuple[str, str]]] = {}
+    for finding in ended.json():
+        found.setdefault(finding["check"], []).append((finding["level"], finding["seen"]))
+    return ended.code, found
+
+
+async def test_on_a_cluster_each_line_names_its_node_and_bad_settings_are_warned_of(cluster: EmbeddedCluster) -> None:
+    code, found = await on_cluster(cluster, DELTAFAN_PARTITIONS="1")
+    assert code == 0
+    names = [f"127.0.0.1:{node.port}" for node in cluster.nodes]
+    for check in ("version", "role", "eviction", "memory", "persistence", "coverage"):
+        told = " ".join(seen for _, seen in found[check])
+        assert told.startswith("every node: ") or all(f"{name}: " in told for name in names)
+    assert [level for level, _ in found["partitions"]] == ["warn"]
+    assert [level for level, _ in found["coverage"]] == ["warn"]
+    assert "cluster-require-full-coverage yes" in found["coverage"][0][1]
+
+
+@pytest.mark.parametrize("full_coverage", ["no", "yes"])
+async def test_a_node_that_is_away_fails_and_the_other_checks_go_on(
+    cluster: EmbeddedCluster, full_coverage: str
+) -> None:
+    for place in range(3):
+        async with cluster.client(place) as client:
+            await client.config_set("cluster-require-full-coverage", full_coverage)
+    away = await cluster.owner_of(0)
+    await cluster.kill(away)
+    try:
+        code, found = await on_cluster(cluster, DELTAFAN_PARTITIONS="8", DELTAFAN_COMMAND_TIMEOUT="2")
+    finally:
+        await cluster.start(away)
+        await cluster.whole()
+    assert code == 1
+    assert found["redis"][0][0] == "ok"
+    assert found["node"] == [("fail", f"127.0.0.1:{cluster.nodes[away].port} does not answer")]
+    assert {"version", "role", "eviction", "memory", "persistence", "rights", "queue", "pusher"} <= found.keys()
+    if full_coverage == "no":
+        assert any(level == "warn" and "partitions 0" in seen for level, seen in found["queue"])
+
+
+async def test_a_full_server_fails() -> None:
+    async with EmbeddedValkey() as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.set("x", bytes(8 * 2**20))
+            client.config_set("maxmemory", "4mb")
+        code, found = await doctor(server.url)
+    assert (code, found["memory"]["level"]) == (1, "fail")
+    assert found["memory"]["seen"].endswith("full: new jobs are refused")
+
+
+async def test_what_is_no_redis_is_not_mended_by_a_password() -> None:
+    async with running(Script()) as http:
+        address = http.base_url.partition("://")[2].partition("/")[0]
+        code, found = await doctor(f"redis://{address}/0")
+    assert (code, found["redis"]["level"]) == (1, "fail")
+    assert "does not speak Redis's protocol" in found["redis"]["seen"]
+    assert "password" not in found["redis"]["mend"]

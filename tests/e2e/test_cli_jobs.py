@@ -12,7 +12,8 @@ from deltafan.broker.queue import AsyncQueue
 from deltafan.devserver.provider import Provider
 from deltafan.wire import from_object
 from tests.conftest import StartWorker
-from tests.e2e.cli_kit import PIPE, cli, end_of, environment, line, running_cli
+from tests.e2e.cli_kit import PATIENCE, PIPE, cli, end_of, environment, line, running_cli
+from tests.e2e.relay_kit import HandWorker
 from tests.oracle import check_order, check_whole
 
 _FLAGS = """
@@ -180,3 +181,20 @@ async def test_a_reader_that_leaves_and_a_terminal_without_unicode_are_no_troubl
     ended = await end_of(process)
     assert len(ended.json()) == 1
     assert ended.err == ""
+
+
+async def test_a_job_that_redis_loses_in_mid_answer_is_told_as_lost_below_the_text_so_far(
+    redis_url: str, queue: AsyncQueue, worker: HandWorker
+) -> None:
+    job = await queue.enqueue(model="gpt-5", prompt="x")
+    work = await worker.take()
+    async with running_cli("tail", job.id, REDIS_URL=redis_url) as process:
+        assert process.stdout is not None
+        await work.say("so far")
+        async with asyncio.timeout(PATIENCE):
+            text = await process.stdout.readexactly(6)
+        await queue.connections.commands.flushall()
+        await queue.connections.commands.client_kill_filter(_type="pubsub")  # looked at at once, not after ten seconds
+        ended = await end_of(process)
+    assert (text.decode() + ended.out, ended.code) == ("so far\n", 1)
+    assert ended.err == f"deltafan: no job '{job.id}' any more: Redis has lost it while it was followed\n"

@@ -114,3 +114,20 @@ async def test_use_stream_follows_another_job_when_it_is_given_one_and_none_is_i
             await running.until(lambda m: m.get("state") == "cancelled")
             await running.tell({"do": "unmount"})
             await asyncio.wait_for(running.ended(), 10)
+
+
+async def test_use_stream_shows_that_redis_has_lost_the_job(
+    project: Path, queue: AsyncQueue, worker: HandWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltafan.broker.hub.AUDIT_INTERVAL", 0.1)
+    job = await queue.enqueue(SPEC)
+    async with running_relay(queue) as relay:
+        argument = json.dumps({"job": job.id, "relay": relay.url})
+        async with script(str(project / "react.mjs"), argument) as running:
+            await (await worker.take()).say("so far")
+            await running.until(lambda m: m.get("text") == "so far")
+            await queue.connections.commands.flushall()
+            last = await running.until(lambda m: m.get("state") == "closed")
+            assert (last["error"], last["text"], last["connected"]) == ("job_gone", "so far", False)
+            await running.tell({"do": "unmount"})
+            await running.ended()

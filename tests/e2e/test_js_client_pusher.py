@@ -430,3 +430,20 @@ async def test_close_leaves_nothing_that_keeps_the_process_alive(queue: AsyncQue
         await follower.until_joined()
         await follower.do("close")
         assert (await follower.ended_by())["code"] == "closed"
+
+
+async def test_a_job_that_the_relay_no_longer_knows_after_its_first_events_is_lost(
+    queue: AsyncQueue, worker: HandWorker, publisher: Publisher
+) -> None:
+    job = await queue.enqueue(SPEC)
+    async with (
+        running_relay(queue) as relay,
+        following(job.id, relay=relay.url, pusher=publisher.options, silence=500) as follower,
+    ):
+        await follower.until_joined()
+        work = await worker.take()
+        await publisher.send(work.claim.meta, *await work.say("so far"))
+        await follower.until_event("1-1")
+        await queue.connections.commands.flushall()
+        error = await follower.ended_by()
+    assert (error["code"], error["fatal"]) == ("job_gone", True)

@@ -463,3 +463,36 @@ async def test_a_hole_that_every_connection_shows_is_told_and_passed() -> None:
         await runner.cleanup()
     assert found["gaps"] == [{"after": "1-0", "before": "1-2"}]
     assert len(odd.requests) == 4
+
+
+async def test_a_job_that_redis_has_lost_ends_the_following_at_once_with_that_code(
+    queue: AsyncQueue, worker: HandWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltafan.broker.hub.AUDIT_INTERVAL", 0.1)
+    job = await queue.enqueue(SPEC)
+    async with running_relay(queue, **QUICK) as relay, proxied(relay.url) as proxy:
+        async with following(job.id, relay=proxy.url(relay.url)) as follower:
+            await (await worker.take()).say("so far")
+            await follower.until_event("1-1")
+            await queue.connections.commands.flushall()
+            error = await follower.ended_by()
+        assert proxy.accepted == 1
+    assert (error["code"], error["fatal"]) == ("job_gone", True)
+    assert [m["state"] for m in follower.script.said if "state" in m][-1] == "closed"
+
+
+async def test_a_job_that_is_unknown_after_a_lost_connection_was_there_and_is_lost(
+    queue: AsyncQueue, worker: HandWorker
+) -> None:
+    job = await queue.enqueue(SPEC)
+    async with (
+        running_relay(queue, **QUICK) as relay,
+        proxied(relay.url) as proxy,
+        following(job.id, relay=proxy.url(relay.url)) as follower,
+    ):
+        await (await worker.take()).say("so far")
+        await follower.until_event("1-1")
+        await queue.connections.commands.flushall()
+        proxy.cut()
+        error = await follower.ended_by()
+    assert (error["code"], error["status"], error["fatal"]) == ("job_gone", 404, True)

@@ -72,7 +72,7 @@ async def test_children_that_keep_failing_at_start_are_given_up() -> None:
     w = Watched("import sys; sys.exit(7)", 1)
     assert await w.supervisor.run() == 1
     assert len(w.named("supervisor.started")) == START_TRIES
-    assert w.named("supervisor.gave_up")[0].fields["why"] == "exit code 7"
+    assert w.named("supervisor.gave_up")[0].fields == {"why": "exit code 7", "tried": "5 times in a row"}
 
 
 async def test_wrong_settings_are_not_tried_again_and_end_all() -> None:
@@ -243,6 +243,12 @@ async def test_children_end_with_a_supervisor_that_is_killed(redis_url: str, pro
         await line(p)
         p.kill()
         await all_ended(mark)
+        assert p.stderr is not None
+        lines = [orjson.loads(text) for text in (await p.stderr.read()).splitlines()]
+    pids = {entry["pid"] for entry in lines if entry["event"] == "supervisor.started"}
+    let_go = [entry for entry in lines if entry["event"] == "worker.let_go"]
+    assert {entry["pid"] for entry in let_go} <= pids
+    assert {entry["why"] for entry in let_go} == {"the supervisor has ended"}
 
 
 ORPHANING = """

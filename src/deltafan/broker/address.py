@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -20,6 +21,10 @@ _SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
 _PORTS: Final[Mapping[Topology, int]] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 _SCHEMES: Final = "redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, and the last two with rediss+"
 _QUOTING: Final = "a / ? # or @ in a password is written %2F %3F %23 %40"
+_SEVERAL: Final = "several hosts need redis+sentinel:// or redis+cluster://"
+_SOCKET: Final = "the path of the socket follows two slashes: unix:///run/redis.sock"
+_HOSTS: Final = re.compile(r"(\[[0-9a-fA-F:.%]*\]|[^:\[\]]|:(?=\d*(,|$)))*")
+"""Hosts and ports that are numbers; what follows may be a password whose host was forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,17 @@ def redacted(url: str) -> str:
         return "(not a URL)"
     who, at, where = rest.rpartition("@")
     user = who.partition(":")[0] if ":" in who else ""
-    return f"{scheme}://{user}:***@{where.partition('?')[0]}" if at else f"{scheme}://{where.partition('?')[0]}"
+    where = _shown(where.partition("?")[0])
+    return f"{scheme}://{user}:***@{where}" if at else f"{scheme}://{where}"
+
+
+def _shown(where: str) -> str:
+    hosts = where.partition("/")[0]
+    known = _HOSTS.match(hosts)
+    end = known.end() if known is not None else 0
+    if end == len(hosts):
+        return where
+    return f"{hosts[:end]}:***" if hosts[end] == ":" else f"{hosts[:end]}***"
 
 
 def parse_address(url: str) -> Address:
@@ -57,9 +72,7 @@ def parse_address(url: str) -> Address:
 
 def unusable(url: str, error: Exception) -> ConfigurationError:
     """What to tell of a URL that redis-py or we cannot use."""
-    # What Python takes for the port may be a part of the password.
-    rule = _QUOTING if "Port could" in str(error) else str(error)
-    return ConfigurationError(f"REDIS_URL {redacted(url)!r} is not usable: {rule}")
+    return ConfigurationError(f"REDIS_URL {redacted(url)!r} is not usable: {error}")
 
 
 def _parse(url: str) -> Address:
@@ -75,6 +88,7 @@ def _parse(url: str) -> Address:
         raise ValueError(f"the schemes are {_SCHEMES}")
     _check_options(url, topology)
     if topology == "single":
+        _check_single(base, rest)
         return Address("single", parse_url(url))
     who, nodes, path, query = _split(rest, topology)
     credentials = f"{who}@" if who else ""
@@ -97,6 +111,34 @@ def _parse(url: str) -> Address:
     return Address("sentinel", options, nodes, service, kept | own)
 
 
+def _check_single(base: str, rest: str) -> None:
+    """:raises ValueError: redis-py would take another server or database than was meant, or show a password."""
+    if base == "unix":
+        before, slash, path = rest.partition("?")[0].partition("/")
+        if not slash or not path or before.rpartition("@")[2]:
+            raise ValueError(_SOCKET)
+        return
+    who, _, where = rest.rpartition("@")
+    if any(mark in who for mark in "/?#"):
+        raise ValueError(_QUOTING)
+    hosts, _, path = where.partition("?")[0].partition("/")
+    if "," in hosts:
+        raise ValueError(_SEVERAL)
+    _port(hosts)
+    database = path.strip("/")
+    if database and not (database.isascii() and database.isdigit()):
+        raise ValueError("the database after the host is a number")
+
+
+def _port(text: str) -> int | None:
+    """The port of `host:port`. Python's error would show it, and it may be a password whose host was forgotten."""
+    parts = urlsplit(f"//{text}")
+    try:
+        return parts.port
+    except ValueError:
+        raise ValueError("the port is a number up to 65535") from None
+
+
 def _split(rest: str, topology: Topology) -> tuple[str, tuple[Node, ...], str, str]:
     """`user:pass@h1:1,h2:2/path?query` in its parts."""
     rest, _, query = rest.partition("?")
@@ -112,7 +154,7 @@ def _node(text: str, default_port: int) -> Node:
     parts = urlsplit(f"//{text}")
     if not parts.hostname or parts.username is not None:
         raise ValueError("hosts are written host:port, with a comma between two")
-    return parts.hostname, parts.port or default_port
+    return parts.hostname, _port(text) or default_port
 
 
 def _check_options(url: str, topology: Topology) -> None:

@@ -55,11 +55,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The job had ended before; its log is whole. Deliver what sinks miss, and acknowledge."""
+    """The job has ended; its log is whole. Deliver what sinks miss, and acknowledge."""
 
     taken: Taken
     job_id: str
     state: JobState
+    code: str
+    """Why the claim ended it; empty: it had ended before."""
 
 
 class Claims:
@@ -134,7 +136,7 @@ class Claims:
                     chars=answer[12],
                 )
             case b"ended":
-                return Ended(taken, job_id, answer[1].decode())
+                return Ended(taken, job_id, answer[1].decode(), answer[2].decode())
             case _:
                 return None
 

@@ -36,6 +36,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from deltafan.broker.address import Address, Node, parse_address, unusable
 from deltafan.broker.cluster import ClusterRedis
 from deltafan.broker.line import close
+from deltafan.broker.misdirected import mistake, plain, telling
 from deltafan.broker.sentinel import Sentinels, managed
 from deltafan.broker.slots import SlotMap
 from deltafan.errors import BrokerUnavailable, ConfigurationError
@@ -56,14 +57,15 @@ def redis_errors() -> Iterator[None]:
     """Translate what redis-py raises.
 
     :raises BrokerUnavailable: Redis cannot be reached, or refuses for now (loading, out of memory, read-only, …).
-    :raises ConfigurationError: Redis wants other credentials, or an ACL forbids a command.
+    :raises ConfigurationError: Redis wants other credentials, an ACL forbids a command, or the URL leads to a server of
+        another kind or to no database.
     """
     try:
         yield
     except (AuthenticationError, NoPermissionError) as error:
-        raise ConfigurationError(f"Redis refused us: {error}") from error
+        raise ConfigurationError(f"Redis refused us: {plain(error)}") from error
     except _PASSING as error:
-        raise BrokerUnavailable(f"Redis does not take writes now: {error}") from error
+        raise BrokerUnavailable(f"Redis does not take writes now: {plain(error)}") from error
     except InvalidResponse as error:
         raise ConfigurationError("REDIS_URL: what answers there does not speak Redis's protocol") from error
     except MaxConnectionsError as error:
@@ -72,9 +74,12 @@ def redis_errors() -> Iterator[None]:
         raise BrokerUnavailable(f"Redis cannot be reached: {str(error) or type(error).__name__}") from error
     except ResponseError as error:
         if str(error).startswith("NOPERM") or "NOPERM" in str(error) or "ACL failure" in str(error):
-            raise ConfigurationError(f"Redis refused us: {error}") from error
+            raise ConfigurationError(f"Redis refused us: {plain(error)}") from error
         if any(word in str(error) for word in _REFUSALS):
-            raise BrokerUnavailable(f"Redis does not take writes now: {error}") from error
+            raise BrokerUnavailable(f"Redis does not take writes now: {plain(error)}") from error
+        rule = mistake(error)
+        if rule is not None:
+            raise ConfigurationError(f"REDIS_URL: {rule}") from error
         raise
 
 
@@ -113,8 +118,8 @@ class _HeedsCancellation:
             raise asyncio.CancelledError
 
 
-def _heeding(plain: type[Connection]) -> type[Connection]:
-    made: Any = type(plain.__name__, (_HeedsCancellation, plain), {})
+def _heeding(plain: type[Connection], *, single: bool) -> type[Connection]:
+    made: Any = type(plain.__name__, (_HeedsCancellation, *telling(plain, single=single), plain), {})
     return made  # type: ignore[no-any-return]
 
 
@@ -139,7 +144,8 @@ class Connections:
         if "path" not in address.options:
             self._options["socket_keepalive"] = True
         self._options |= {name: value for name, value in address.options.items() if name != "connection_class"}
-        self._class = _heeding(address.options.get("connection_class", Connection))
+        given = address.options.get("connection_class", Connection)
+        self._class = _heeding(given, single=address.topology != "cluster")
         self.sentinels: Sentinels | None = None
         """Who say where the primary is, when Redis is behind Sentinel."""
         self.slots: SlotMap | None = None

@@ -66,14 +66,14 @@ async def follow(
     it up.
     Outages of Redis are waited out; a job that nobody ever ends is followed for ever.
 
-    :raises JobNotFound: no such job of this tenant, or its record vanished while it was followed.
+    :raises JobNotFound: no such job of this tenant; of the code `job_gone`: its record vanished while it was followed.
     :raises LogExpired: the job has ended and its events are no longer kept.
     """
     wait = _RETRY_MIN
     started = False
     while True:
         try:
-            status = await read_status(hub.commands, job_id, tenant)
+            status = await _status(hub, job_id, tenant, known=started)
             if not started and after is not None and await is_void(hub.commands, status, after):
                 after = None
             started = True
@@ -94,6 +94,14 @@ async def follow(
                 raise
             await asyncio.sleep(wait)
             wait = min(wait * 2, _RETRY_MAX)
+
+
+async def _status(hub: Hub, job_id: str, tenant: str | None, *, known: bool) -> JobStatus:
+    """:param known: it was there before."""
+    try:
+        return await read_status(hub.commands, job_id, tenant)
+    except JobNotFound as error:
+        raise JobNotFound(error.job_id, gone=known) from None
 
 
 def log_end(status: JobStatus) -> EventId | None:
@@ -143,7 +151,7 @@ async def _once(feed: Feed, after: EventId | None) -> AsyncGenerator[Entry, None
                 yield buffer.entries.popleft()
                 buffer.room.set()
             if buffer.lost:
-                raise JobNotFound(feed.job_id)
+                raise JobNotFound(feed.job_id, gone=True)
             if buffer.overrun:
                 return
             if joining.done():

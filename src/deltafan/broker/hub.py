@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Protocol, Self
 
+from redis.exceptions import ResponseError
+
 from deltafan.broker.connections import Connections
 from deltafan.broker.keys import partition
 from deltafan.broker.log import Entry, compact, follows, last_id, read_page
@@ -173,7 +175,7 @@ class Feed:
                 empty = empty and not page.entries
                 if empty and await self._record() is None:
                     self._gone()
-            except (BrokerUnavailable, ConfigurationError):  # an operator may mend either while we wait
+            except (BrokerUnavailable, ConfigurationError, ResponseError):  # an operator may mend any while we wait
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 2.0)
                 continue
@@ -213,11 +215,14 @@ class Feed:
 
 
 class Hub:
-    """The feeds of this process. Open it with `async with`."""
+    """The feeds of this process. Open it with `async with`.
 
-    def __init__(self, connections: Connections) -> None:
+    :param on_loss: see `Subscriber`.
+    """
+
+    def __init__(self, connections: Connections, on_loss: Callable[[], None] | None = None) -> None:
         self.commands = connections.commands
-        self.subscriber = Subscriber(connections)
+        self.subscriber = Subscriber(connections, on_loss)
         self.feeds: dict[str, Feed] = {}
         self._auditor: asyncio.Task[None] | None = None
 
@@ -266,3 +271,5 @@ class Hub:
                     await feed.audit()
                 except (BrokerUnavailable, ConfigurationError):
                     break  # the next round finds out
+                except (ResponseError, ValueError):
+                    continue  # another program wrote to this job's record, which must cost no other job its audit

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,6 +27,8 @@ from deltafan.settings import JobLimits
 CUT = 4096
 """Bytes that are kept of a field that is longer than a job may be: enough for its dead letter."""
 _MODEL_CHARS = 200
+_LOST = ("NOGROUP", "UNBLOCKED the stream key no longer exists")
+"""Errors that say that a group is gone; the other is what a read that waited meanwhile gets."""
 _KNOWN = (b"id", b"job", b"model", b"last_chance")
 
 
@@ -128,19 +131,32 @@ class Intake:
     async def ensure_groups(self) -> None:
         """Make the streams and their groups; those that exist stay as they are.
 
+        On a cluster a partition whose node is away is left out: its groups are made when it is read from.
+
         :raises ConfigurationError: a stream's key holds something else.
+        :raises BrokerUnavailable: Redis cannot be reached.
         """
-        for number in self._places:
-            for stream in self._streams(number):
-                with redis_errors():
-                    try:
-                        await self._connections.commands.xgroup_create(stream, GROUP, id="0", mkstream=True)
-                    except ResponseError as error:
-                        if str(error).startswith("WRONGTYPE"):
-                            rule = "another program's, as it seems: rename or delete it"
-                            raise ConfigurationError(f"the Redis key {stream} is not a stream but {rule}") from None
-                        if not str(error).startswith("BUSYGROUP"):
-                            raise
+
+        async def ensure(number: int) -> None:
+            with self._presence.noted(number):
+                await self._ensure_groups_in(number)
+
+        for made in await asyncio.gather(*(ensure(number) for number in self._places), return_exceptions=True):
+            if isinstance(made, BaseException):
+                raise made
+        self._presence.able(self._places)
+
+    async def _ensure_groups_in(self, number: int) -> None:
+        for stream in self._streams(number):
+            with redis_errors():
+                try:
+                    await self._connections.commands.xgroup_create(stream, GROUP, id="0", mkstream=True)
+                except ResponseError as error:
+                    if str(error).startswith("WRONGTYPE"):
+                        rule = "another program's, as it seems: rename or delete it"
+                        raise ConfigurationError(f"the Redis key {stream} is not a stream but {rule}") from None
+                    if not str(error).startswith("BUSYGROUP"):
+                        raise
 
     async def take(self, count: int) -> list[Taken]:
         """Read up to `count` waiting entries without waiting, the first priorities first.
@@ -159,7 +175,8 @@ class Intake:
                         self._connections.commands,
                         self._streams(number),
                         [GROUP, self._worker, count - len(found), self._max_bytes, CUT],
-                    )
+                    ),
+                    [number],
                 )
                 for place, entry, pairs, size in answer or ():
                     fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
@@ -195,7 +212,8 @@ class Intake:
         answer: Any = await self._healing(
             redis.xreadgroup(
                 GROUP, self._worker, dict.fromkeys(by_stream, ">"), count=1, block=max(1, int(seconds * 1000))
-            )
+            ),
+            numbers,
         )
         return [self._taken(*by_stream[stream], entry, fields) for stream, entry, fields in _rows(answer)]
 
@@ -212,7 +230,8 @@ class Intake:
                     rows: Any = await self._healing(
                         self._connections.commands.xpending_range(
                             stream, GROUP, "-", "+", count, consumername=self._worker
-                        )
+                        ),
+                        [number],
                     )
                 held += [Held(number, place, stream, row["message_id"].decode()) for row in rows or ()]
         return held
@@ -236,14 +255,15 @@ class Intake:
             }
         return taken(number, queue, priority, entry.decode(), fields, size)
 
-    async def _healing(self, reading: Any) -> Any:
-        """A group that somebody destroyed is made anew; what waits is read by the next call."""
+    async def _healing(self, reading: Any, numbers: Iterable[int]) -> Any:
+        """A group that is gone, maybe with its stream, is made anew; what waits is read by the next call."""
         try:
             return await reading
         except ResponseError as error:
-            if "NOGROUP" not in str(error):
+            if not any(lost in str(error) for lost in _LOST):
                 raise
-            await self.ensure_groups()
+            for number in numbers:
+                await self._ensure_groups_in(number)
             return None
 
 

@@ -24,7 +24,7 @@ class Presence:
         """Left out until further notice."""
         self._apart = apart
         self._until: dict[int, float] = {}
-        self._error = BrokerUnavailable("Redis has not got our heartbeat")
+        self._why = "Redis has not got our heartbeat"
 
     def able(self, numbers: Iterable[int]) -> list[int]:
         """Those worth asking.
@@ -34,7 +34,7 @@ class Presence:
         now = asyncio.get_running_loop().time()
         able = [n for n in numbers if n not in self.unheard and self._until.get(n, 0.0) <= now]
         if not able:
-            raise self._error
+            raise BrokerUnavailable(self._why)
         return able
 
     @contextmanager
@@ -48,5 +48,5 @@ class Presence:
             if not self._apart:
                 raise
             now = loop.time()
-            self._error = error
+            self._why = str(error)
             self._until[number] = now + max(_SHORTEST, 2 * (now - began))

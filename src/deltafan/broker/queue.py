@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class AsyncJob:
         An id that the job's log does not reach is void: all come.
 
         :raises ValidationError: at once, when `after` is no event id.
-        :raises JobNotFound: no such job.
+        :raises JobNotFound: no such job; with the code `job_gone`, Redis has lost it while it was followed.
         :raises LogExpired: the job's events are no longer kept.
         """
         return self._events(_cursor(after))
@@ -232,6 +232,7 @@ class AsyncQueue:
         self.connections = Connections(self.settings)
         self._parent: AsyncQueue | None = None
         self._hub: Hub | None = None
+        self._on_loss: Callable[[], None] | None = None
         self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -261,8 +262,19 @@ class AsyncQueue:
             return await self._parent.hub()
         async with self._opening:
             if self._hub is None:
-                self._hub = await Hub(self.connections).__aenter__()
+                self._hub = await Hub(self.connections, self._subscription_lost).__aenter__()
             return self._hub
+
+    def on_subscription_loss(self, action: Callable[[], None] | None) -> None:
+        """Call this whenever a connection of the followers' shared subscription breaks or cannot be made; `None`: no
+        more. It is mended by itself."""
+        if self._parent is not None:  # whose the subscription is
+            self._parent.on_subscription_loss(action)
+        self._on_loss = action
+
+    def _subscription_lost(self) -> None:
+        if self._on_loss is not None:
+            self._on_loss()
 
     async def enqueue(self, spec: JobSpec | Mapping[str, Any] | None = None, /, **fields: Any) -> AsyncJob:
         """Enqueue a job: `enqueue(model="gpt-5", prompt="Hello")`, or a spec with the same fields.

@@ -6,16 +6,20 @@ checked as the script runs, so that they count like those that a client sends.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
 
 from redis.exceptions import NoPermissionError
 
+from deltafan.broker.address import Node
+from deltafan.broker.cluster import ClusterRedis
 from deltafan.broker.connections import Connections, redis_errors
 from deltafan.broker.keys import GROUP, Partition
+from deltafan.broker.misdirected import ClusterNodeError, mistake
 from deltafan.broker.slots import slot_of
-from deltafan.errors import ConfigurationError
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 
 Role = Literal["worker", "relay"]
 """`relay`: whoever enqueues, follows and looks at jobs. `worker`: whoever runs them."""
@@ -35,8 +39,8 @@ Words = tuple[str | int, ...]
 def commands(role: Role, *, cluster: bool = False) -> list[str]:
     """What a user of that role runs, as `ACL SETUSER` names it after a plus: `xadd`, `xgroup|create`, …"""
     calls = [
-        *_calls(role, "x"),
-        *(_cluster_calls(role, "x") if cluster else ()),
+        *_calls(role, Partition(0), "x"),
+        *(_cluster_calls(role, Partition(0), "x") if cluster else ()),
         *((name,) for name in _subscribing(cluster)),
     ]
     return list(dict.fromkeys(_name(words).lower().replace(" ", "|") for words in calls))
@@ -45,19 +49,53 @@ def commands(role: Role, *, cluster: bool = False) -> list[str]:
 async def missing_rights(connections: Connections, roles: Iterable[Role] = ROLES) -> list[str]:
     """What the server refuses us of all that these roles need; empty: nothing.
 
-    :raises BrokerUnavailable: it cannot be reached.
+    Each node of a cluster has rights of its own: those that serve our partitions and can be reached are asked.
+
+    :raises BrokerUnavailable: none can be reached.
     :raises ConfigurationError: it takes other credentials.
     """
-    scratch, cluster = f"rights-{secrets.token_hex(8)}", connections.slots is not None
-    calls = [words for role in roles for words in _calls(role, scratch)]
+    wanted = tuple(roles)
+    asked = [_missing_at(connections, node, keys, wanted) for node, keys in await _places(connections)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    away = [answer for answer in found if isinstance(answer, BrokerUnavailable)]
+    refused: list[str] = []
+    for answer in found:
+        if isinstance(answer, BaseException):
+            if len(away) == len(found) or not isinstance(answer, BrokerUnavailable):
+                raise answer
+            continue
+        refused += answer
+    return list(dict.fromkeys(refused))
+
+
+async def _places(connections: Connections) -> list[tuple[Node | None, Partition]]:
+    """A partition of each server. Where nobody serves one of a cluster, the others are what there is to ask."""
+    slots, numbers = connections.slots, range(connections.settings.partitions)
+    if slots is None:
+        return [(None, Partition(0))]
+    with redis_errors():
+        await slots.node(None)
+    found = {slots.known(slot_of(Partition(number).deadlines)): Partition(number) for number in numbers}
+    return [(node, keys) for node, keys in found.items() if node is not None]
+
+
+async def _missing_at(connections: Connections, node: Node | None, keys: Partition, roles: Iterable[Role]) -> list[str]:
+    scratch, cluster = f"rights-{secrets.token_hex(8)}", node is not None
+    calls = [words for role in roles for words in _calls(role, keys, scratch)]
     if cluster:
-        calls += [words for role in roles for words in _cluster_calls(role, scratch)]
-    calls += _cleaned_up(scratch)
-    pipe = connections.commands.pipeline(transaction=False)
+        calls += [words for role in roles for words in _cluster_calls(role, keys, scratch)]
+    calls += _cleaned_up(keys, scratch)
+    redis = connections.commands
+    if node is not None and isinstance(redis, ClusterRedis):
+        redis = redis.client_of(node)
+    pipe = redis.pipeline(transaction=False)
     for words in calls:
         pipe.execute_command(*words)
     with redis_errors():
         answers: list[Any] = await pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, ClusterNodeError) or "unknown command 'EVALSHA'" in str(answer):
+            raise ConfigurationError(f"REDIS_URL: {mistake(answer)}")
     # Any other error is one of the command itself: it ran, which is what we asked.
     refused = [
         _what(words, str(answer))
@@ -66,10 +104,10 @@ async def missing_rights(connections: Connections, roles: Iterable[Role] = ROLES
     ]
     for name in _subscribing(cluster):
         try:
-            await _on_a_subscription(connections, name, Partition(0).live(scratch))
+            await _on_a_subscription(connections, node, name, keys.live(scratch))
         except ConfigurationError as error:
             refused.append(_what((name,), str(error)))
-    return list(dict.fromkeys(refused))
+    return refused
 
 
 async def require_rights(connections: Connections, role: Role) -> None:
@@ -79,11 +117,7 @@ async def require_rights(connections: Connections, role: Role) -> None:
         raise ConfigurationError(f"Redis refuses its user what a {role} needs: {', '.join(missing)}; allow it: {MEND}")
 
 
-async def _on_a_subscription(connections: Connections, command: str, channel: str) -> None:
-    node = None
-    if connections.slots is not None:
-        with redis_errors():
-            node = await connections.slots.node(slot_of(channel))
+async def _on_a_subscription(connections: Connections, node: Node | None, command: str, channel: str) -> None:
     connection = connections.subscription(node)
     try:
         with redis_errors():
@@ -111,13 +145,12 @@ def _what(words: Words, message: str) -> str:
     return "keys deltafan:*" if "key" in message else _name(words)
 
 
-def _calls(role: Role, scratch: str) -> Iterator[Words]:
-    yield from _of_all(scratch)
-    yield from _of_workers(scratch) if role == "worker" else _of_relays(scratch)
+def _calls(role: Role, keys: Partition, scratch: str) -> Iterator[Words]:
+    yield from _of_all(keys, scratch)
+    yield from _of_workers(keys, scratch) if role == "worker" else _of_relays(keys, scratch)
 
 
-def _of_all(scratch: str) -> Iterator[Words]:
-    keys = Partition(0)
+def _of_all(keys: Partition, scratch: str) -> Iterator[Words]:
     record, log, delayed, live = keys.job(scratch), keys.log(scratch), keys.delayed(scratch), keys.live(scratch)
     yield ("PING",)
     yield "INFO", "server"
@@ -146,8 +179,7 @@ def _of_all(scratch: str) -> Iterator[Words]:
     yield "GET", keys.worker(scratch)
 
 
-def _of_relays(scratch: str) -> Iterator[Words]:
-    keys = Partition(0)
+def _of_relays(keys: Partition, scratch: str) -> Iterator[Words]:
     record, log, delayed = keys.job(scratch), keys.log(scratch), keys.delayed(scratch)
     yield "HSTRLEN", record, "metadata"
     yield "PERSIST", record
@@ -159,8 +191,7 @@ def _of_relays(scratch: str) -> Iterator[Words]:
     yield "ZREVRANGEBYSCORE", delayed, "+inf", "-inf"
 
 
-def _of_workers(scratch: str) -> Iterator[Words]:
-    keys = Partition(0)
+def _of_workers(keys: Partition, scratch: str) -> Iterator[Words]:
     record, log, delayed, beat = keys.job(scratch), keys.log(scratch), keys.delayed(scratch), keys.worker(scratch)
     yield "DEL", beat
     yield "HSETNX", record, "state", "x"
@@ -185,20 +216,17 @@ def _of_workers(scratch: str) -> Iterator[Words]:
     yield "PEXPIRE", log, _MILLISECONDS
 
 
-def _cluster_calls(role: Role, scratch: str) -> Iterator[Words]:
-    live = Partition(0).live(scratch)
+def _cluster_calls(role: Role, keys: Partition, scratch: str) -> Iterator[Words]:
+    live = keys.live(scratch)
     yield "CLUSTER", "SLOTS"
     yield "SPUBLISH", live, "x"
     if role == "worker":
         yield "PUBSUB", "SHARDNUMSUB", live
         yield "CLIENT", "ID"
         yield "CLIENT", "UNBLOCK", 0
-        yield "CLIENT", "ID"
-        yield "CLIENT", "UNBLOCK", 0
 
 
-def _cleaned_up(scratch: str) -> list[Words]:
+def _cleaned_up(keys: Partition, scratch: str) -> list[Words]:
     """Whom the right to delete is missing, the expiry of what was written serves."""
-    keys = Partition(0)
     made = (keys.job(scratch), keys.log(scratch), keys.delayed(scratch), keys.worker(scratch))
     return [("PEXPIRE", key, 1) for key in made]

@@ -30,8 +30,10 @@ class Sentinels:
     """Who the primary is, by the word of the sentinels.
 
     All are asked at once, and the answer with the highest epoch of the configuration counts: a sentinel that was cut
-    off may still name the primary of before. From the first question on each is listened to as well: a primary that was
-    replaced in order may take writes for seconds before it is told, and all of them are lost.
+    off may still name the primary of before. Nor does anybody go back to an epoch before one that was heard of: right
+    after a failover most sentinels have not been told of it, and the old primary takes writes still. From the first
+    question on each is listened to as well: a primary that was replaced in order may take writes for seconds before
+    it is told, and all of them are lost.
 
     :param timeout: seconds that they may take.
     :param probe_interval: seconds of silence after which the connection to one is probed, and all are asked again.
@@ -50,6 +52,8 @@ class Sentinels:
         self._tasks: list[asyncio.Task[None]] = []
         self.master: Node | None = None
         """As it was found last."""
+        self._epoch = -1
+        """Of the configuration in which it was."""
 
     def tell(self, replaced: Replaced) -> None:
         """Have this called when another server has become the primary: connections to the old one must go."""
@@ -90,8 +94,9 @@ class Sentinels:
         pending = set(asking)
         answers: list[tuple[int, Node]] = []
         problems: list[str] = []
+        known = self._epoch
         try:
-            while pending and len(answers) <= len(self._nodes) // 2:
+            while pending and (len(answers) <= len(self._nodes) // 2 or max(answers)[0] < self._epoch):
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     try:
@@ -105,7 +110,12 @@ class Sentinels:
         if not answers:
             told = "; ".join(dict.fromkeys(problems))
             raise MasterNotFoundError(f"no sentinel knows the primary {self._service!r}: {told}")
-        _, master = max(answers)
+        epoch, master = max(answers)
+        # Sentinels that were set up anew count from the beginning: then all say so.
+        anew = len(answers) == len(self._nodes) and known == self._epoch
+        if epoch < self._epoch and self.master is not None and not anew:
+            return self.master
+        self._epoch = epoch
         before, self.master = self.master, master
         if before not in (None, master):
             for replaced in tuple(self._told):

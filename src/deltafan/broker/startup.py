@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 from deltafan.broker.cluster import ClusterRedis
 from deltafan.broker.connections import Connections, redis_errors
 from deltafan.broker.rights import Role, require_rights
-from deltafan.errors import ConfigurationError
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.telemetry.hooks import Hook, Signal
 
 NO_EVICTION: Final = "noeviction"
@@ -25,11 +25,35 @@ async def check_server(connections: Connections, role: Role, hook: Hook) -> None
     """
     await require_rights(connections, role)
     redis = connections.commands
-    for server in await redis.primaries() if isinstance(redis, ClusterRedis) else [redis]:
-        policy = await _eviction_policy(server)
+    with redis_errors():
+        servers = await redis.primaries() if isinstance(redis, ClusterRedis) else [redis]
+    for server in servers:
+        try:
+            policy = await _eviction_policy(server)
+        except BrokerUnavailable:
+            if len(servers) == 1:
+                raise
+            continue  # of a cluster one node may be away; the others' jobs can be run
         lost = what_is_lost(policy)
         if lost is not None:
             hook(Signal("redis.evicts", "warning", {"policy": policy, "why": lost, "mend": EVICTION_MEND}))
+
+
+async def check_answers(connections: Connections) -> None:
+    """Ask Redis for a sign of life; on a cluster, each node that serves slots.
+
+    :raises BrokerUnavailable: it cannot be reached, or is loading its data.
+    :raises ConfigurationError: it wants other credentials.
+    """
+    redis = connections.commands
+    with redis_errors():
+        if isinstance(redis, ClusterRedis):
+            await redis.slots.refresh()
+            servers = await redis.primaries()
+        else:
+            servers = [redis]
+        for server in servers:
+            await cast("Any", server.ping())
 
 
 def what_is_lost(policy: str) -> str | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
@@ -36,10 +36,14 @@ _ANYWHERE: Final = None
 
 
 class Subscriber:
-    """Open it with `async with`; it reconnects by itself until it is closed."""
+    """Open it with `async with`; it reconnects by itself until it is closed.
 
-    def __init__(self, connections: Connections) -> None:
+    :param on_loss: told whenever a connection breaks, cannot be made, or is silent; it must not block.
+    """
+
+    def __init__(self, connections: Connections, on_loss: Callable[[], None] | None = None) -> None:
         self._connections = connections
+        self._on_loss = on_loss
         self._interval = connections.settings.probe_interval
         self._slots = connections.slots
         self._channels: dict[bytes, Channel] = {}
@@ -75,9 +79,10 @@ class Subscriber:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def subscribe(self, channel: str, on_message: OnMessage, on_gap: OnGap) -> None:
+    async def subscribe(self, channel: str, on_message: OnMessage, on_gap: OnGap, *, keep: bool = False) -> None:
         """Listen on a channel; returns when Redis has confirmed it. A channel has one listener.
 
+        :param keep: it stays wanted where Redis does not confirm in time, and is confirmed whenever that is possible.
         :raises BrokerUnavailable: when Redis does not confirm within the command timeout.
         """
         name = channel.encode()
@@ -90,7 +95,7 @@ class Subscriber:
                 await self._settle(entry)
                 await entry.confirmed.wait()
         except BaseException as error:
-            if self._channels.get(name) is entry:
+            if self._channels.get(name) is entry and not (keep and isinstance(error, TimeoutError)):
                 await self.unsubscribe(channel)
             if isinstance(error, TimeoutError):
                 raise BrokerUnavailable("Redis cannot be reached: the subscription was not confirmed") from None
@@ -105,9 +110,7 @@ class Subscriber:
         """The connection to a node, made when there is none yet."""
         line = self._lines.get(node)
         if line is None:
-            lost = strayed = None
-            if node is not None:
-                lost, strayed = partial(self._lost, node), self._strayed
+            lost, strayed = partial(self._lost, node), self._strayed if node is not None else None
             connect = partial(self._connections.subscription, node)
             line = self._lines[node] = Line(connect, self._interval, node=node, lost=lost, strayed=strayed)
             name = "deltafan-subscriber" if node is None else f"deltafan-subscriber-{node[0]}:{node[1]}"
@@ -133,11 +136,13 @@ class Subscriber:
 
     # On a cluster
 
-    async def _lost(self, node: Node) -> None:
-        """A connection broke: maybe its node did, and others serve its slots soon."""
-        if self._slots is not None:
+    async def _lost(self, node: Node | None) -> None:
+        """A connection broke: of a cluster maybe its node did, and others serve its slots soon."""
+        if self._on_loss is not None:
+            self._on_loss()
+        if self._slots is not None and node is not None:
             self._slots.failed(node)
-        self._astray.set()
+            self._astray.set()
 
     def _strayed(self, channels: Collection[Channel], error: MovedError | None) -> None:
         if self._slots is not None and error is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 from redis.asyncio import Redis
@@ -19,11 +19,13 @@ from deltafan.broker.connections import redis_errors
 from deltafan.broker.intake import Taken, taken
 from deltafan.broker.keys import GROUP, TAKEOVER, Partition, partition
 from deltafan.broker.scripts import FORGET, GATHER, PROMOTE, REAP, Call, run_all
-from deltafan.job import PRIORITIES
+from deltafan.job import PRIORITIES, JobState
 from deltafan.settings import Retention, WorkerSettings
 
 BATCH = 200
 """Entries looked at by one call."""
+_ENDED: Final[dict[bytes, JobState]] = {b"failed": "failed", b"cancelled": "cancelled"}
+"""What the reaping script answers of a job that it has ended."""
 StopWanted = Literal["cancelled", "fenced", "gone"]
 """Why an attempt may not go on: somebody cancelled the job; it is another worker's, or has ended; it has no record."""
 
@@ -33,7 +35,10 @@ class Reaped:
     """What became of the jobs of lost workers."""
 
     moved: int = 0
-    ended: int = 0
+    ended: tuple[tuple[str, JobState], ...] = ()
+    """Jobs that ended for good, and how: failed as `worker_lost`, or cancelled."""
+    lost: tuple[str, ...] = ()
+    """The workers whose jobs these were."""
 
 
 async def beat(redis: Redis, partitions: int, worker: str, lease: float, details: dict[str, Any]) -> frozenset[int]:
@@ -139,7 +144,9 @@ async def reap(
     :param only: of this worker, and no other.
     """
     keys = Partition(number)
-    moved = ended = 0
+    moved = 0
+    ended: list[tuple[str, JobState]] = []
+    lost: dict[str, None] = {}
     for priority in (TAKEOVER, *PRIORITIES):
         stream = keys.queue(queue, priority)
         silent = await _silent(redis, keys, stream, only)
@@ -150,16 +157,23 @@ async def reap(
                 calls = [_reap_call(keys, item, worker, settings, retention) for item in held]
                 with redis_errors():
                     answers = await run_all(redis, calls) if calls else []
-                gone = answers.count(b"moved") + answers.count(b"ended")
+                now_ended = [
+                    (item.job_id, _ENDED[answer])
+                    for item, answer in zip(held, answers, strict=True)
+                    if isinstance(answer, bytes) and answer in _ENDED
+                ]
+                gone = answers.count(b"moved") + len(now_ended)
                 moved += answers.count(b"moved")
-                ended += answers.count(b"ended")
+                ended += now_ended
+                if gone:
+                    lost[worker] = None
                 more = len(held) == BATCH and gone > 0
         names = list(silent)
         for first in range(0, len(names), BATCH):  # of those that still hold something the script leaves the name
             forget = [Call(FORGET, (keys.worker(name), stream), (GROUP, name)) for name in names[first : first + BATCH]]
             with redis_errors():
                 await run_all(redis, forget)
-    return Reaped(moved, ended)
+    return Reaped(moved, tuple(ended), tuple(lost))
 
 
 async def _silent(redis: Redis, keys: Partition, stream: str, only: str | None) -> dict[str, int]:

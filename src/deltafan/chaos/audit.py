@@ -8,9 +8,11 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from deltafan.broker.cluster import ClusterRedis
 from deltafan.broker.connections import Connections, redis_errors
 from deltafan.broker.keys import GROUP, Partition, partition
 from deltafan.broker.status import read_status
+from deltafan.chaos import oracle
 from deltafan.errors import JobNotFound
 from deltafan.events import Done, Event, Usage
 from deltafan.transcript import Transcript
@@ -31,10 +33,10 @@ async def record_problems(connections: Connections, job_id: str, transcript: Tra
         status = await read_status(connections.commands, job_id)
     except JobNotFound:
         return ["has no record"]
-    problems: list[str] = []
+    problems = oracle.failure_problems(status)
     done = transcript.done
     if done is None:
-        return [] if not status.has_ended else [f"its record says {status.state}, and nobody saw a done"]
+        return problems + ([f"its record says {status.state}, and nobody saw a done"] if status.has_ended else [])
     state = STATE_OF.get(done.finish_reason, "done")
     if status.state != state:
         problems.append(f"its record says {status.state}, its done {done.finish_reason}")
@@ -89,10 +91,11 @@ async def expiry_problems(connections: Connections) -> list[str]:
     problems: list[str] = []
     redis = connections.commands
     with redis_errors():
-        async for found in redis.scan_iter(match="deltafan:*", count=1000):
-            name = found.decode("utf-8", "replace")
-            if not name.partition("}:")[2].startswith(LASTING) and await redis.ttl(found) == -1:
-                problems.append(f"{name} never expires")
+        for server in await redis.primaries() if isinstance(redis, ClusterRedis) else [redis]:
+            async for found in server.scan_iter(match="deltafan:*", count=1000):
+                name = found.decode("utf-8", "replace")
+                if not name.partition("}:")[2].startswith(LASTING) and await server.ttl(found) == -1:
+                    problems.append(f"{name} never expires")
     return problems
 
 
@@ -105,7 +108,7 @@ def done_of(events: Iterable[Event]) -> Done | None:
     return next((event for event in events if isinstance(event, Done)), None)
 
 
-def _of_servers(client: Mapping[str, str]) -> bool:
+def of_servers(client: Mapping[str, str]) -> bool:
     """Whether a connection is one that servers have among themselves: of replicas, primaries and sentinels."""
     return bool(set("MS") & set(client["flags"])) or client["name"].startswith("sentinel-")
 
@@ -122,7 +125,7 @@ async def connection_problems(url: str, patience: float) -> list[str]:
         while True:
             with redis_errors():
                 clients: Any = await redis.client_list()
-            left = [client for client in clients if client["id"] != str(own) and not _of_servers(client)]
+            left = [client for client in clients if client["id"] != str(own) and not of_servers(client)]
             if not left or loop.time() > until:
                 return [f"a connection from {client['addr']} is open ({client['cmd']})" for client in left]
             await asyncio.sleep(0.1)

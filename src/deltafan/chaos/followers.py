@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,12 +144,19 @@ def by_client(queue: AsyncQueue, job_id: str, after: EventId | None = None) -> F
     return follow
 
 
-def by_channel(redis: Redis, channel: str, log: str, record: str) -> Follow:
+def by_channel(
+    server: Callable[[], AbstractAsyncContextManager[Redis]], keys: tuple[str, str, str], *, sharded: bool = False
+) -> Follow:
     """As a program in any language does: subscribe, read the log, merge by id; read the log again after a hole or a
     lost connection, and when nothing has come for a second. Without a record there is nothing to wait for.
-    """
 
-    async def read(seen: Seen) -> None:
+    :param server: a plain client of the server that has the job now; asked anew after each lost connection.
+    :param keys: the job's record, log and live channel.
+    :param sharded: the server is a node of a cluster.
+    """
+    record, log, channel = keys
+
+    async def read(redis: Redis, seen: Seen) -> None:
         start = f"({seen.last}" if seen.last is not None else "-"
         found: Any = await redis.xrange(log, min=start)
         for _, fields in found:
@@ -158,24 +165,25 @@ def by_channel(redis: Redis, channel: str, log: str, record: str) -> Follow:
         if not found and not await redis.exists(record):
             seen.gone = "not_found"
 
-    async def listen(seen: Seen) -> None:
+    async def listen(redis: Redis, seen: Seen) -> None:
         async with redis.pubsub() as pubsub:
-            await pubsub.subscribe(channel)
-            await read(seen)
+            await (pubsub.ssubscribe if sharded else pubsub.subscribe)(channel)
+            await read(redis, seen)
             while not (seen.ended or seen.gone):
                 message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=1.0)
-                event = decode(message["data"]) if message and message["type"] == "message" else None
+                event = decode(message["data"]) if message and message["type"] in ("message", "smessage") else None
                 if event is not None and _is_next(seen.last, event):
                     seen.add(event)
                 elif message is None or event is None or seen.last is None or (event.id or seen.last) > seen.last:
-                    await read(seen)
+                    await read(redis, seen)
 
     async def follow(seen: Seen) -> None:
         while not (seen.ended or seen.gone):
             seen.connections += 1
             try:
-                await listen(seen)
-            except (RedisError, OSError, TimeoutError):
+                async with server() as redis:
+                    await listen(redis, seen)
+            except (RedisError, OSError, TimeoutError, BrokerUnavailable):
                 await asyncio.sleep(RETRY)
 
     return follow

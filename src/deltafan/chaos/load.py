@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -111,9 +112,8 @@ class Load:
                 case "sse":
                     turn = place % len(urls)
                     return by_sse(self._rig.http, urls[turn:] + urls[:turn], job.id, after)
-                case "channel" if self._deployment.redis is not None:
-                    keys = partition(job.id)
-                    return by_channel(self._deployment.redis, keys.live(job.id), keys.log(job.id), keys.job(job.id))
+                case "channel" if (redis := self._deployment.redis) is not None:
+                    return by_channel(lambda: nullcontext(redis), partition(job.id).of_job(job.id))
                 case _:
                     return by_client(self._deployment.queue, job.id, after)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from deltafan.broker.status import JobStatus
 from deltafan.devserver.provider.journal import RequestRecord
 from deltafan.events import Delta, Done, Event, EventId, Meta
 from deltafan.transcript import Transcript
@@ -125,6 +126,14 @@ def agreement_problems(transcripts: Mapping[str, Sequence[Event]], *, final_only
         for name, said in known[1:]
         if said.keys() != known[0][1].keys()
     ]
+
+
+def failure_problems(status: JobStatus) -> list[str]:
+    """Whether a job's record counts the attempts whose failures it lists."""
+    listed = sum(error.get("attempt") != 0 for error in status.attempt_errors)  # 0: a raw entry that is no job
+    if status.failures == listed:
+        return []
+    return [f"{status.failures} attempts failed, and the record has the errors of {listed}"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class Report:
     followers: Counter[str] = field(default_factory=Counter)
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults_skipped: int = 0
+    """Planned, and not made: the target was down, or under another fault."""
     provider_faults: int = 0
     """Answers that the provider refused or broke off, as their jobs had planned."""
     attempts: int = 0
@@ -127,6 +128,8 @@ class Report:
             number = len(self.violations)
             told = "1 VIOLATION: a promise was" if number == 1 else f"{number} VIOLATIONS: promises were"
             return [*stopped, f"{told} broken; listed below."]
+        if not self.ended:
+            return [*stopped, "Nothing was judged: no job has come to its end."]
         checked = "each follower of each job was compared with the log, and the log with what the model had said"
         rest = "" if self.interrupted else "; nothing was left behind in Redis or in this process"
         return [*stopped, f"No violations: {checked}{rest}."]
@@ -146,9 +149,10 @@ class Report:
 
     def _followers(self) -> list[str]:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.followers.most_common())
+        number = f"{self.followers.total():,} ({kinds})" if kinds else "none"
         told = f"{self.reconnections:,} times connected again, {self.resets:,} times told to begin anew"
         return [
-            _row("followers", f"{sum(self.followers.values()):,} ({kinds})"),
+            _row("followers", number),
             _row("", f"{self.events:,} events delivered; {told}"),
         ]
 
@@ -164,6 +168,9 @@ class Report:
         lines = [_row("faults", f"{sum(self.faults.values()):,}")]
         for (where, name), number in sorted(self.faults.items(), key=lambda item: (item[0][0], -item[1])):
             lines.append(f"  {number:>9,}  {where:<16} {FAULTS[name].words}")
+        if self.faults_skipped:
+            why = "what they were to strike was down, or under another fault"
+            lines.append(f"  {self.faults_skipped:>9,}  {'skipped':<16} {why}")
         return lines
 
     def _violations(self) -> list[str]:

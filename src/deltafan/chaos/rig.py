@@ -29,12 +29,15 @@ from deltafan.chaos import audit, oracle
 from deltafan.chaos.followers import Follow, Seen, by_channel, by_client, by_sse
 from deltafan.chaos.program import Program, running
 from deltafan.chaos.sent import sent_problems
+from deltafan.devserver.cluster import EmbeddedCluster
 from deltafan.devserver.provider import Provider, Script
 from deltafan.devserver.provider import running as provider_running
 from deltafan.devserver.provider.journal import RequestRecord
 from deltafan.devserver.proxy import Proxy, proxied
+from deltafan.devserver.sentinel import EmbeddedSentinel
 from deltafan.devserver.valkey import EmbeddedValkey
 from deltafan.events import Event
+from deltafan.job import partition_of
 from deltafan.settings import RedisSettings
 
 QUICK: Final[dict[str, object]] = {
@@ -86,11 +89,9 @@ class Job:
         if relays:
             self.start(f"sse{name}", by_sse(self.rig.http, [relay.url for relay in relays], self.id))
         self.start(f"client{name}", by_client(self.rig.queue, self.id))
-        if self.rig.redis is not None:
-            keys = partition(self.id)
-            self.start(
-                f"channel{name}", by_channel(self.rig.redis, keys.live(self.id), keys.log(self.id), keys.job(self.id))
-            )
+        sharded = isinstance(self.rig.backend, EmbeddedCluster)
+        keys = partition(self.id).of_job(self.id)
+        self.start(f"channel{name}", by_channel(partial(self.rig.server_of, self.id), keys, sharded=sharded))
 
     async def until(self, check: Callable[[Seen], bool], timeout: float = 30.0) -> None:
         """Wait until every follower's transcript fulfils a check."""
@@ -144,7 +145,7 @@ class Rig:
         self.queue: AsyncQueue
         """Straight to Redis, with no proxy between."""
         self.redis: Redis | None = None
-        """A plain client of a single Redis."""
+        """A plain client of a single Redis; `commands` serves every other kind as well."""
         self.http: aiohttp.ClientSession
         self.jobs: list[Job] = []
         self.programs: list[Program] = []
@@ -185,6 +186,26 @@ class Rig:
                 yield rig
             finally:
                 await rig._stop_followers()
+
+    @property
+    def commands(self) -> Redis:
+        """A client of whatever Redis it is: each command goes where its key is."""
+        return self.queue.connections.commands
+
+    @asynccontextmanager
+    async def server_of(self, job_id: str) -> AsyncIterator[Redis]:
+        """A plain client of the server that has a job now.
+
+        :raises BrokerUnavailable: nobody says which one it is.
+        """
+        if self.redis is not None:
+            yield self.redis
+        elif isinstance(self.backend, EmbeddedCluster):
+            async with self.backend.client(await self.backend.owner_of(partition_of(job_id))) as client:
+                yield client
+        elif isinstance(self.backend, EmbeddedSentinel):
+            async with self.backend.client(await self.backend.primary()) as client:
+                yield client
 
     async def _stop_followers(self) -> None:
         tasks = [task for job in self.jobs for task in job.tasks.values()]

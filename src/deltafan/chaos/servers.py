@@ -60,9 +60,10 @@ async def fail_over(server: Server, partition: int) -> None:
         await server.failover(partition)
         await server.whole()
     elif isinstance(server, EmbeddedSentinel):
-        async with _writes_held_back(server):
-            await server.failover()
-        await server.whole()
+        async with server.unhurried():
+            async with _writes_held_back(server):
+                await server.failover()
+            await server.whole()
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sized
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,7 @@ class Soak:
         self._progress = progress
         self._disturbances = Disturbances()
         self._load: Load
+        self._under_way: Sized = ()
         self._phase = "starting"
         self._room = asyncio.Semaphore(AT_ONCE)
         self._began = 0.0
@@ -105,6 +106,16 @@ class Soak:
         before = asyncio.all_tasks()
         loop = asyncio.get_running_loop()
         self._began = loop.time()
+        stopping = asyncio.create_task(self._say_stopping(stop))
+        before.add(stopping)
+        try:
+            await self._run(stop, before)
+        finally:
+            await _cancelled([stopping])
+        self.report.seconds = loop.time() - self._began
+        return self.report
+
+    async def _run(self, stop: asyncio.Event, before: set[asyncio.Task[Any]]) -> None:
         async with servers.serving(self._plan.server) as server:
             async with AsyncExitStack() as opened:
                 plan = self._plan
@@ -113,6 +124,7 @@ class Soak:
                 started = deployed(rig, plan.workers, plan.relays, lambda who, what: self._wrong(who, "it", what))
                 deployment = await opened.enter_async_context(started)
                 self._load = Load(deployment, self._disturbances, self.report)
+                self._under_way = self._load.running
                 telling = asyncio.create_task(self._tell())
                 try:
                     await self._unless(stop, self._through(deployment))
@@ -121,10 +133,12 @@ class Soak:
                     await asyncio.gather(telling, return_exceptions=True)
             if not self.report.interrupted:
                 await self._nothing_left(server, before)
-        self.report.seconds = loop.time() - self._began
-        return self.report
 
     async def _unless(self, stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+        if stop.is_set():
+            work.close()
+            self.report.interrupted = True
+            return
         working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -200,7 +214,7 @@ class Soak:
             for fault in await asyncio.gather(*faults, return_exceptions=True):
                 if isinstance(fault, BaseException):
                     raise fault
-            self._phase = "waiting for the jobs to end"
+            self._phase = "waiting for jobs"
             if jobs:
                 await asyncio.wait(jobs, timeout=SETTLE)
             for running in self._load.running.values():
@@ -234,12 +248,20 @@ class Soak:
     def _wrong(self, subject: str, follower: str, rule: str) -> None:
         self._load.violation(subject, follower, rule)
 
+    async def _say_stopping(self, stop: asyncio.Event) -> None:
+        """Whatever it does at that moment: ending everything takes some seconds, too."""
+        await stop.wait()
+        self._phase = "stopping"
+        self._tell_once()
+
     async def _tell(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            self.report.seconds = loop.time() - self._began
-            self._progress(Progress(self._phase, self.report.seconds, self.report, len(self._load.running)))
+        while self._phase != "stopping":
+            self._tell_once()
             await asyncio.sleep(_TICK)
+
+    def _tell_once(self) -> None:
+        self.report.seconds = asyncio.get_running_loop().time() - self._began
+        self._progress(Progress(self._phase, self.report.seconds, self.report, len(self._under_way)))
 
 
 def _start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:

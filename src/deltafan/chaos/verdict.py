@@ -92,8 +92,6 @@ def _record(job: PlannedJob, facts: Facts) -> Iterator[str]:
     status, cancelled = facts.status, facts.cancelled
     if cancelled is not None and cancelled.cancelled != (status.state == "cancelled"):
         yield f"the cancel answered {cancelled.state}, and the job ended as {status.state}"
-    if status.failures > len(status.attempt_errors):
-        yield f"{status.failures} attempts failed, and the record has the errors of {len(status.attempt_errors)}"
     match status.state:
         case "done" if status.finish_reason != job.finish_reason:
             yield f"it ended with {status.finish_reason}, the model with {job.finish_reason}"
@@ -121,7 +119,7 @@ def _failure(job: PlannedJob, status: JobStatus) -> Iterator[str]:
             yield f"it failed with {code}, the provider refused it with {job.refusal}"
     elif job.spec.get("on_takeover") == "fail" and code in _PASSING:
         return  # text that has been streamed may not be said again: the first loss is the end
-    elif (failed := len(status.attempt_errors)) < (status.max_attempts or 1):
+    elif (failed := status.failures) < (status.max_attempts or 1):
         yield f"it failed with {code} ({message}) after {failed} of {status.max_attempts} attempts"
 
 

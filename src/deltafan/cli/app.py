@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from deltafan.cli.words import in_our_words
+
 _MODULES = {
     "demo": "demo",
     "serve": "serve",
@@ -47,6 +49,10 @@ class Commands(TyperGroup):
         command = typer.main.get_command(apps[cmd_name])
         command.name = cmd_name
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        with in_our_words():
+            return super().invoke(ctx)
 
 
 app = typer.Typer(

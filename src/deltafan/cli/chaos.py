@@ -72,6 +72,8 @@ async def _chaos(plan: SoakPlan, logs: Path | None, json: bool) -> int:
 def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise wrong("--logs", f"{folder} is not a folder") from None
     except OSError as error:
         raise wrong("--logs", f"{folder} cannot be made: {error.strerror}") from None
     return folder
@@ -102,13 +104,18 @@ class _Shown:
             self._status.stop()
 
     def __call__(self, progress: Progress) -> None:
-        report = progress.report
-        line = (
-            f"{progress.seconds:.0f} s, {progress.phase}: {report.ended} jobs ended, {progress.running} under way, "
-            f"{sum(report.faults.values())} faults, {len(report.violations)} violations"
-        )
+        line = told(progress)
         if self._status is not None:
             self._status.update(line)
         elif progress.seconds >= self._next_line or progress.phase != self._phase:
             self._phase, self._next_line = progress.phase, progress.seconds + _LINE_EVERY
             note(line)
+
+
+def told(progress: Progress) -> str:
+    """How far it is: what matters first, as a narrow terminal cuts the rest off."""
+    report = progress.report
+    return (
+        f"{len(report.violations)} violations; {progress.seconds:.0f} s, {progress.phase}: "
+        f"{report.ended} jobs ended, {progress.running} run, {report.faults.total()} faults"
+    )

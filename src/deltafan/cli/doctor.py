@@ -16,7 +16,7 @@ from deltafan.cli.provider_checks import check_provider
 from deltafan.cli.pusher_checks import check_pusher
 from deltafan.cli.queue_checks import check_queue, lives_here
 from deltafan.cli.redis_checks import check_redis
-from deltafan.errors import ConfigurationError
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.relay.keys import parse_keys
 from deltafan.settings import RedisSettings
 from deltafan.tokens import TokenKeys
@@ -97,7 +97,10 @@ async def _check(configuration: Configuration, provider: bool, found: Callable[.
         found(*about_redis)
         if not any(finding.level == "fail" and finding.check in ("redis", "rights") for finding in about_redis):
             for name in configuration.worker.queues:
-                found(*await check_queue(queue, name))
+                try:
+                    found(*await check_queue(queue, name))
+                except (BrokerUnavailable, ConfigurationError) as error:
+                    found(Finding("queue", "fail", f"{name}: {error}", "mend that, and look again"))
     found(await check_pusher(configuration.pusher))
     if provider:
         names = dict.fromkeys((configuration.llm.default_provider, *configuration.llm.providers))

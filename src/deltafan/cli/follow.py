@@ -81,10 +81,10 @@ class FollowPrinter:
             case Error(will_retry=True):
                 self._note(f"{event.code}: {event.message}; will be tried again")
             case Error():
-                self._end_lines()
+                self.end_lines()
                 err.print(f"{event.code}: {printable(event.message)}", style="red", markup=False)
             case Done():
-                self._end_lines()
+                self.end_lines()
             case _:
                 pass
 
@@ -121,10 +121,11 @@ class FollowPrinter:
         self._open_note = not text.endswith("\n")
 
     def _note(self, text: str, *, blank_before: bool = False) -> None:
-        self._end_lines()
+        self.end_lines()
         note(("\n" if blank_before else "") + printable(text))
 
-    def _end_lines(self) -> None:
+    def end_lines(self) -> None:
+        """Before anything else is said: what was begun on a line stays there."""
         self._end_note()
         if self._open_line:
             write("\n")

@@ -10,6 +10,7 @@ import typer
 from deltafan.broker.queue import AsyncJob
 from deltafan.cli.follow import FollowPrinter
 from deltafan.cli.output import FAILED, note
+from deltafan.errors import DeltafanError
 from deltafan.events import EventId
 from deltafan.queues import AsyncQueue
 from deltafan.wiring import Configuration
@@ -38,6 +39,9 @@ async def follow_job(job: AsyncJob, after: EventId | None = None, *, json: bool)
     except asyncio.CancelledError:
         resume = f" --after {printer.last}" if printer.last else ""
         note(f"\nThe job goes on. Follow it again with: deltafan tail {job.id}{resume}")
+        raise
+    except DeltafanError:
+        printer.end_lines()  # the message comes on a line of its own
         raise
     if not json:
         printer.summary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from deltafan.broker.connections import redis_errors
 from deltafan.broker.keys import GROUP, Partition
 from deltafan.cli.finding import Finding
 from deltafan.cli.redis_checks import ask
+from deltafan.errors import BrokerUnavailable
 from deltafan.queues import AsyncQueue
 
 
@@ -26,19 +28,31 @@ class _Depth:
 
 
 async def check_queue(queue: AsyncQueue, name: str) -> list[Finding]:
-    """One queue: what is in it, and who works on it."""
-    redis = queue.connections.commands
+    """One queue: what is in it, and who works on it. Of a cluster, the partitions that can be reached are counted.
+
+    :raises BrokerUnavailable: none can be reached.
+    """
     depth = _Depth()
     workers: dict[str, dict[str, Any]] = {}
+    numbers = range(queue.settings.partitions)
+    looks = (_look(queue.connections.commands, name, Partition(number), depth, workers) for number in numbers)
+    away: list[int] = []
+    for number, problem in zip(numbers, await asyncio.gather(*looks, return_exceptions=True), strict=True):
+        if isinstance(problem, BrokerUnavailable) and len(away) + 1 < len(numbers):
+            away.append(number)
+        elif problem is not None:
+            raise problem
+    found = [_work(name, depth, bool(workers)), _dead(name, depth.dead), _workers(name, workers)]
+    return [*found, _away(name, away)] if away else found
+
+
+async def _look(redis: Redis, name: str, keys: Partition, depth: _Depth, workers: dict[str, dict[str, Any]]) -> None:
     with redis_errors():
-        for number in range(queue.settings.partitions):
-            keys = Partition(number)
-            for stream in keys.queues(name):
-                await _count(redis, stream, depth)
-                workers |= await _living(redis, keys, stream)
-            depth.delayed += int(await redis.zcard(keys.delayed(name)))
-            depth.dead += int(await redis.xlen(keys.dead(name)))
-    return [_work(name, depth, bool(workers)), _dead(name, depth.dead), _workers(name, workers)]
+        for stream in keys.queues(name):
+            await _count(redis, stream, depth)
+            workers |= await _living(redis, keys, stream)
+        depth.delayed += int(await redis.zcard(keys.delayed(name)))
+        depth.dead += int(await redis.xlen(keys.dead(name)))
 
 
 async def lives_here(queue: AsyncQueue, name: str) -> bool:
@@ -92,6 +106,11 @@ def _work(name: str, depth: _Depth, served: bool) -> Finding:
     if depth.waiting and not served:
         return Finding("queue", "fail", f"{seen}, and no worker", "start one: deltafan worker")
     return Finding("queue", "ok", seen)
+
+
+def _away(name: str, numbers: list[int]) -> Finding:
+    seen = f"{name}: partitions {', '.join(map(str, numbers))} cannot be reached and are not counted"
+    return Finding("queue", "warn", seen, "bring their node back, or have its replica take its place")
 
 
 def _dead(name: str, dead: int) -> Finding:

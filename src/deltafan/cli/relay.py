@@ -64,22 +64,23 @@ async def _serve(configuration: Configuration, ready: Callable[[str], None], lif
     if lifeline is not None:
         lifeline.on_loss(in_loop(stop.set))
     async with AsyncQueue(configuration.redis, limits=configuration.limits, retention=configuration.retention) as queue:
-        checking = await _check_redis(queue)
+        outage = Outage(logs.log_hook())
+        checking = await _check_redis(queue, outage)
+        relay, tokens, pusher = configuration.relay, configuration.tokens, configuration.pusher
         try:
-            await serve(queue, configuration.relay, configuration.tokens, configuration.pusher, ready=ready, stop=stop)
+            await serve(queue, relay, tokens, pusher, outage, ready=ready, stop=stop)
         finally:
             checking.cancel()
             await asyncio.gather(checking, return_exceptions=True)
     return exit_code()
 
 
-async def _check_redis(queue: AsyncQueue) -> asyncio.Task[None]:
+async def _check_redis(queue: AsyncQueue, outage: Outage) -> asyncio.Task[None]:
     """Look at Redis; where it is away, serve all the same (503 until it is back) and look when it has come.
 
     :raises ConfigurationError: an ACL forbids what a relay needs.
     """
     hook = logs.log_hook()
-    outage = Outage(hook)
 
     async def check(first: bool) -> bool:
         try:

@@ -20,6 +20,7 @@ SERVICE: Final = "mymaster"
 """The name that the sentinels have for the primary."""
 DOWN_AFTER_MS: Final = 500
 """Milliseconds after which a silent primary counts as lost."""
+_UNHURRIED_MS: Final = 60_000
 _FAILOVER_MS: Final = 2000
 _QUORUM: Final = 2
 
@@ -103,6 +104,22 @@ class EmbeddedSentinel:
 
         await until(begun, "the sentinels do not begin a failover")
         return await self.replaced(before)
+
+    @asynccontextmanager
+    async def unhurried(self) -> AsyncIterator[None]:
+        """Have the sentinels take nobody for lost meanwhile. On a busy machine a new primary may be silent for so long
+        that they go back to the old one, which has not even followed it yet.
+        """
+        await self._down_after(_UNHURRIED_MS)
+        try:
+            yield
+        finally:
+            await self._down_after(DOWN_AFTER_MS)
+
+    async def _down_after(self, milliseconds: int) -> None:
+        for sentinel in self.sentinels:
+            async with client_of(sentinel) as client:
+                await ask(client, "SENTINEL", "SET", SERVICE, "down-after-milliseconds", milliseconds)
 
     async def replaced(self, before: int) -> int:
         """Wait until another node than that is the primary. Gives it."""

@@ -75,8 +75,9 @@ class Ending:
         """:param earlier: the usage of attempts before this one."""
         total = self._total = outcome.usage if earlier is None else add(earlier, outcome.usage)
         match outcome:
-            case Stopped(reason="fenced" | "gone" | "refused"):  # refused: the worker's next look charges it a failure
-                self._log.close()
+            case Stopped(reason="fenced" | "gone" | "refused" as reason):
+                self._log.close()  # refused: the worker's next look charges it a failure
+                self._note_gone(reason)
             case Stopped(reason="drain" | "lost_tail"):
                 await self._release(await self._log.seal(), outcome.usage, total)
             case _:
@@ -122,7 +123,8 @@ class Ending:
                 return
             if answer == "cancelled":  # the cancel came before our end, and wins
                 plan = self._plan(Stopped("cancelled", _usage_of(plan.finals)))
-            elif answer != "again":
+            else:
+                self._note_gone(answer)
                 return
 
     async def _finish_once(self, plan: _Plan, events: Sequence[Event], total: Usage) -> str:
@@ -142,9 +144,7 @@ class Ending:
         error = _error(failed, will_retry=True)
         wait = retry_wait(self._services.settings, self._claim.failures + 1, failed.error.retry_after)
         events = [*rest, failed.usage, error]
-        answer = "again"
-        while answer == "again":
-            answer = await self._patiently(partial(self._retry_once, events, error, wait, total))
+        answer = await self._patiently(partial(self._retry_once, events, error, wait, total))
         if answer == "cancelled":
             await self._finish(rest, self._plan(Stopped("cancelled", failed.usage)), total)
         elif answer in ("delayed", "duplicate"):
@@ -152,6 +152,8 @@ class Ending:
             fields = {"job": self._claim.job_id, "worker": self._claim.worker, "attempt": self._claim.attempt}
             self._services.hook(Signal("job.retrying", "info", fields | {"code": error.code, "wait": round(wait, 3)}))
             await self._fanout.settle(last, min(wait, self._services.settings.sink_budget))
+        else:
+            self._note_gone(answer)
 
     async def _retry_once(self, events: Sequence[Event], error: Error, wait: float, total: Usage) -> str:
         record: dict[str, Arg] = {"usage": orjson.dumps(payload(total)), "usage_lost": "", "chars": self._log.chars}
@@ -167,6 +169,14 @@ class Ending:
         answer = await self._patiently(partial(self._claims.release, self._claim, orjson.dumps(payload(total))))
         if answer == "cancelled":
             await self._finish(rest, self._plan(Stopped("cancelled", usage)), total)
+        else:
+            self._note_gone(answer)
+
+    def _note_gone(self, why: str) -> None:
+        """Redis has no record of the job any more, so that nobody else will ever tell of its end."""
+        if why == "gone":
+            fields = {"job": self._claim.job_id, "worker": self._claim.worker, "attempt": self._claim.attempt}
+            self._services.hook(Signal("job.gone", "warning", fields))
 
     async def _mended(self, status: str, last: int) -> str:
         """Refill a log that lost its tail, then the script is to be asked again."""
@@ -180,14 +190,16 @@ class Ending:
         return "again" if answer[0] in (b"appended", b"duplicate", b"gap") else "fenced"
 
     async def _patiently(self, action: Callable[[], Awaitable[str]]) -> str:
-        """Do it, again and again while Redis is away: the job's end must not be lost."""
+        """Do it, again and again while Redis is away or the answer is `again`: the job's end must not be lost."""
         wait, job_id = _RETRY_MIN, self._claim.job_id
         activity = f"end of {job_id}"
         try:
             while True:
                 try:
                     with redis_errors():
-                        return await action()
+                        answer = await action()
+                    if answer != "again":
+                        return answer
                 except (BrokerUnavailable, ConfigurationError) as error:  # an operator may mend either while we wait
                     self._outage.failed(activity, error, [job_id])
                 except Exception as error:

@@ -1,4 +1,4 @@
-"""One worker process: takes jobs up to its concurrency, keeps its lease, looks after waiting and lost jobs, drains."""
+"""One worker process: takes jobs up to its concurrency, runs them, keeps its lease, drains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from deltafan.broker import expiry, upkeep
+from deltafan.broker import upkeep
 from deltafan.broker.claims import Claim, Claims, Ended
 from deltafan.broker.connections import BLOCK, Connections
 from deltafan.broker.intake import Intake, Taken
@@ -20,18 +20,16 @@ from deltafan.broker.keys import Partition
 from deltafan.broker.startup import check_server
 from deltafan.broker.subscriber import Subscriber
 from deltafan.engine.flusher import Flusher
+from deltafan.engine.housekeeping import Housekeeping
 from deltafan.engine.late import deliver_late
 from deltafan.engine.run import JobRun
 from deltafan.engine.services import Services
 from deltafan.engine.witness import Witness
-from deltafan.errors import BrokerUnavailable
+from deltafan.errors import BrokerUnavailable, ConfigurationError
+from deltafan.lifeline import BEATS_PER_LEASE
 from deltafan.telemetry.hooks import Signal
 from deltafan.telemetry.outage import Outage
 
-BEATS_PER_LEASE = 3
-"""Heartbeats in a lease: two may get lost before jobs do."""
-PROMOTE_INTERVAL = 0.5
-"""The longest time, in seconds, between two looks at delayed jobs: another worker may have added one."""
 _RETRY = 0.5
 
 
@@ -77,7 +75,6 @@ class Engine:
         self._beaten = float("-inf")  # when the last heartbeat that arrived was sent, by the loop's clock
         self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._promote_soon = asyncio.Event()
 
     @property
     def running(self) -> int:
@@ -90,7 +87,11 @@ class Engine:
         :param ready: called when the first heartbeat is out and the queues exist.
         """
         async with Subscriber(self._connections) as subscriber, self._flusher, asyncio.TaskGroup() as group:
-            self._witness = Witness(self._settings.lease, asyncio.get_running_loop().time(), range(self._partitions))
+            now = asyncio.get_running_loop().time()
+            self._witness = Witness(self._settings.lease, now, range(self._partitions))
+            self._housekeeping = Housekeeping(
+                self._services, self._connections, self.worker, self._witness, self._outage, self._beat
+            )
             if not await self._started(subscriber, stop):
                 return
             if ready is not None:
@@ -100,8 +101,9 @@ class Engine:
                 group.create_task(loop, name=f"deltafan-{name}")
                 for name, loop in (
                     ("heartbeat", self._every("heartbeat", self._settings.lease / BEATS_PER_LEASE, self._beat)),
-                    ("upkeep", self._every("upkeep", self._settings.reap_interval, partial(self._upkeep, group))),
-                    ("promote", self._promote()),
+                    ("recover", self._every("recovery", self._settings.reap_interval, partial(self._recover, group))),
+                    ("look-after", self._housekeeping.look_after()),
+                    ("promote", self._housekeeping.promote()),
                 )
             ]
             taking = group.create_task(self._take(group), name="deltafan-take")
@@ -111,14 +113,22 @@ class Engine:
             await self._drain(hurry)
             for loop in loops:
                 await end_task(loop)
-            await self._leave()
+            await self._housekeeping.leave()
         self._signal("worker.stopped")
 
     async def _start(self, subscriber: Subscriber) -> None:
         await self._beat()
         await self._intake.ensure_groups()
-        for number in range(self._partitions):
-            await subscriber.subscribe(f"{Partition(number).control}{self.worker}", self._on_control, lambda: None)
+        await asyncio.gather(*(self._listen(subscriber, number) for number in range(self._partitions)))
+
+    async def _listen(self, subscriber: Subscriber, number: int) -> None:
+        """Hear of cancels in a partition. Of a cluster one node may be away; it is listened to when it is back."""
+        channel, apart = f"{Partition(number).control}{self.worker}", self._connections.slots is not None
+        try:
+            await subscriber.subscribe(channel, self._on_control, lambda: None, keep=apart)
+        except BrokerUnavailable:
+            if not apart:
+                raise
 
     async def _started(self, subscriber: Subscriber, stop: asyncio.Event) -> bool:
         """Start, waiting for Redis as long as it takes, or until we are told to stop."""
@@ -226,6 +236,8 @@ class Engine:
             provider, can_continue = self._services.provider_of(taken.model)
             claim = await self._claim(taken, provider, can_continue)
             if isinstance(claim, Ended):
+                if claim.code:
+                    self._signal("job.ended", job=claim.job_id, state=claim.state, code=claim.code)
                 self._settles()
                 await deliver_late(self._services, self._connections, self._claims, claim)
             elif claim is not None:
@@ -233,23 +245,25 @@ class Engine:
                 await self._run_job(claim)
         except asyncio.CancelledError:
             raise
-        except BrokerUnavailable as error:  # the entry stays ours: it is found again, and claimed, when Redis is back
+        # The entry stays ours: it is found again, and claimed, when Redis is back, or has given us our rights back.
+        except (BrokerUnavailable, ConfigurationError) as error:
             self._outage.failed(f"claim of {taken.job_id}", error, [taken.job_id])
         except Exception as error:
+            self._outage.went_well(f"claim of {taken.job_id}")
             self._signal("job.crashed", "error", job=taken.job_id, error=repr(error)[:500])
 
     async def _claim(self, taken: Taken, provider: str, can_continue: bool) -> Claim | Ended | None:
         activity = f"claim of {taken.job_id}"
-        try:
-            while True:
-                try:
-                    begun = (taken.stream, taken.entry) in self._begun
-                    return await self._claims.claim(taken, provider, can_continue=can_continue, begun=begun)
-                except BrokerUnavailable as error:
-                    self._outage.failed(activity, error, [taken.job_id])
-                    await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
-        finally:
-            self._outage.went_well(activity)
+        while True:
+            try:
+                begun = (taken.stream, taken.entry) in self._begun
+                claim = await self._claims.claim(taken, provider, can_continue=can_continue, begun=begun)
+            except BrokerUnavailable as error:
+                self._outage.failed(activity, error, [taken.job_id])
+                await asyncio.sleep(random.uniform(_RETRY / 2, _RETRY))  # noqa: S311 - jitter, not a secret
+            else:
+                self._outage.went_well(activity)
+                return claim
 
     async def _run_job(self, claim: Claim) -> None:
         run = JobRun(self._services, self._connections, self._claims, self._flusher, claim, self._settles, self._outage)
@@ -264,7 +278,7 @@ class Engine:
         finally:
             if self._runs.get(claim.job_id) is run:
                 del self._runs[claim.job_id]
-        self._promote_soon.set()  # it may have been put among the delayed
+        self._housekeeping.promote_soon()  # it may have been put among the delayed
 
     def _on_control(self, message: bytes) -> None:
         command, _, job_id = message.partition(b" ")
@@ -272,7 +286,7 @@ class Engine:
         if command == b"cancel" and run is not None:
             run.stop("cancelled")
 
-    # Looking after
+    # Keeping what is ours
 
     async def _beat(self) -> None:
         details = {"pid": os.getpid(), "host": socket.gethostname(), "running": self.running}
@@ -289,35 +303,6 @@ class Engine:
             if reason is not None:
                 run.stop(reason)
 
-    async def _upkeep(self, group: asyncio.TaskGroup) -> None:
-        problem: Exception | None = None
-        for number in range(self._partitions):
-            try:
-                await self._look_after(number)
-            except Exception as error:  # of a cluster one node may be away; the others' jobs are looked after
-                problem = error
-        await self._recover(group)
-        if problem is not None:
-            raise problem
-
-    async def _look_after(self, number: int) -> None:
-        redis, retention = self._connections.commands, self._services.retention
-        now = asyncio.get_running_loop().time()
-        if not await upkeep.is_heard(redis, number, self.worker):  # Redis came back without its latest writes, say
-            self._witness.forgotten(number, now)
-            await self._beat()
-        may_judge = self._witness.may_judge(number, now)
-        for queue in self._settings.queues:
-            if may_judge:
-                reaped = await upkeep.reap(redis, number, queue, self._settings, retention)
-                if reaped.moved or reaped.ended:
-                    self._signal("jobs.reaped", "warning", queue=queue, moved=reaped.moved, ended=reaped.ended)
-            if gathered := await upkeep.gather(redis, number, queue, self.worker):
-                self._signal("entries.gathered", "warning", queue=queue, entries=gathered)
-            await expiry.forget_letters(redis, number, queue, retention)
-        await expiry.expire(redis, number, retention)
-        await expiry.sweep(redis, number)
-
     async def _recover(self, group: asyncio.TaskGroup) -> None:
         """Find entries that Redis counts as ours and that never reached us: their reply was lost on the way."""
         if self._stopping.is_set():
@@ -330,6 +315,9 @@ class Engine:
         lost = [t for t in strays if (t.stream, t.entry) in self._suspects]
         self._suspects = {(t.stream, t.entry) for t in strays} - {(t.stream, t.entry) for t in lost}
         for place in lost:
+            if self._free() <= 0 and len(self._held) >= self._settings.concurrency:
+                self._suspects.add((place.stream, place.entry))  # it stays ours, and is found again
+                continue
             taken = await self._intake.look(place)
             if taken is None:
                 continue
@@ -337,26 +325,6 @@ class Engine:
                 self._start_job(group, taken)  # here, because the taker may be waiting for other work
             else:
                 self._held.append(taken)
-
-    async def _promote(self) -> None:
-        while True:
-            following: float | None = None
-            for number in range(self._partitions):
-                for queue in self._settings.queues:
-                    try:
-                        due = await upkeep.promote(self._connections.commands, number, queue)
-                    except Exception as error:
-                        self._outage.failed(f"promoting in {number} {queue}", error)
-                        continue
-                    self._outage.went_well(f"promoting in {number} {queue}")
-                    if due is not None:
-                        following = due if following is None else min(due, following)
-            self._promote_soon.clear()
-            try:
-                async with asyncio.timeout(max(0.005, min(PROMOTE_INTERVAL, following or PROMOTE_INTERVAL))):
-                    await self._promote_soon.wait()
-            except TimeoutError:
-                continue
 
     # Stopping
 
@@ -378,17 +346,6 @@ class Engine:
     async def _idle(self) -> None:
         while self._tasks:
             await asyncio.wait(tuple(self._tasks))
-
-    async def _leave(self) -> None:
-        """Say that we are gone, and put what we took and did not begin before the waiting jobs of others."""
-        redis = self._connections.commands
-        for number in range(self._partitions):
-            try:
-                await upkeep.leave(redis, number, self.worker)
-                for queue in self._settings.queues:
-                    await upkeep.reap(redis, number, queue, self._settings, self._services.retention, only=self.worker)
-            except BrokerUnavailable as error:
-                self._outage.failed("leaving", error)
 
     def _signal(self, name: str, level: Any = "info", **fields: Any) -> None:
         self._services.hook(Signal(name, level, {"worker": self.worker} | fields))

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
 from deltafan.broker.cluster import ClusterRedis
 from deltafan.broker.connections import is_transient, redis_errors
@@ -108,7 +109,7 @@ class Flusher:
                 again = log.answered(answer, now)
                 if again is not None:
                     following.append((log, again))
-            elif not is_transient(answer):
+            elif not (is_transient(answer) or _forbidden(answer)):
                 self._failed(log, answer)
             elif not log.closed:
                 following.append((log, call))
@@ -138,8 +139,16 @@ class Flusher:
 
     def _failed(self, log: JobLog, error: BaseException) -> None:
         """What can never be written ends its own job: every other one writes through this task, too."""
-        self._hook(Signal("append.failed", "error", {"error": repr(error)[:200], "job": log.claim.job_id}))
+        why = f"{type(error).__name__}: {error}"  # redis-py's `repr` does not say what was refused
+        self._hook(Signal("append.failed", "error", {"error": why[:200], "job": log.claim.job_id}))
         log.refused(error)
+
+
+def _forbidden(error: BaseException) -> bool:
+    """Whether an ACL forbids scripts, to all jobs alike; an operator may mend it while we wait. What it forbids inside
+    of one (to publish on a job's own channel, say) is that job's trouble, and must not hold up the others.
+    """
+    return isinstance(error, NoPermissionError) and "in script" not in str(error)
 
 
 def _translated(error: BaseException) -> BaseException:

@@ -46,7 +46,8 @@ async def read_history(redis: Redis, claim: Claim) -> History:
             output[entry.id.attempt] += output_size(event)
             transcript.add(event)
     if claim.usage_lost is not None:
-        for attempt in range(claim.usage_lost, claim.attempt):
+        # Numbers are left out where Redis has lost writes: only what ran was paid for.
+        for attempt in {claim.usage_lost, *(number for number in output if number > claim.usage_lost)}:
             lost = estimate(claim.spec.chat(), output[attempt])
             usage = lost if usage is None else add(usage, lost)
     return History(transcript.text if claim.how == "continued" else "", usage)

@@ -19,7 +19,7 @@ from deltafan.engine.history import History, read_history
 from deltafan.engine.joblog import JobLog
 from deltafan.engine.outcome import Completed, Failed, Outcome, Stopped, StopReason
 from deltafan.engine.services import Services, job_info
-from deltafan.errors import BrokerUnavailable, CompletionError
+from deltafan.errors import BrokerUnavailable, CompletionError, ConfigurationError
 from deltafan.events import MAX_SEQ, Done, Event, EventId, FinishReason, Meta, Usage
 from deltafan.job import JobSpec, JobState
 from deltafan.llm import Request, Started
@@ -125,7 +125,7 @@ class JobRun:
             while True:
                 try:
                     return await read_history(self._connections.commands, self.claim)
-                except BrokerUnavailable as error:
+                except (BrokerUnavailable, ConfigurationError) as error:
                     self._outage.failed(activity, error, [self.claim.job_id])
                     await asyncio.sleep(0.5)
         finally:

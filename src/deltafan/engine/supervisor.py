@@ -95,7 +95,7 @@ class Supervisor:
                 self._any_was_steady, quick_deaths = True, 0
             quick_deaths += 1
             if code == CANNOT_START or (quick_deaths >= START_TRIES and not self._any_was_steady):
-                self._give_up(code)
+                self._give_up(code, quick_deaths)
                 return
             bound = min(_BACKOFF_MIN * 2 ** (quick_deaths - 1), _BACKOFF_MAX)
             wait = random.uniform(bound / 2, bound)  # noqa: S311 - jitter, not a secret
@@ -133,8 +133,8 @@ class Supervisor:
                 await self._kill(place, child, stuck=silent.done())
             return await ended
         finally:
-            stopping.cancel()
-            silent.cancel()
+            for task in (ended, stopping, silent):
+                task.cancel()
 
     async def _kill(self, place: int, child: SupervisedChild, *, stuck: bool) -> None:
         if stuck:
@@ -145,9 +145,10 @@ class Supervisor:
             self._signal("supervisor.overdue", "error", child=place, pid=child.pid, seconds=round(self._patience, 1))
         child.send_signal(signal.SIGKILL)
 
-    def _give_up(self, code: int) -> None:
+    def _give_up(self, code: int, tries: int) -> None:
         self._exit_code = code if code == CANNOT_START else 1
-        self._signal("supervisor.gave_up", "error", why=describe(code))
+        tried = "once" if tries == 1 else f"{tries} times in a row"
+        self._signal("supervisor.gave_up", "error", why=describe(code), tried=tried)
         self.terminate()
 
     def _signal(self, name: str, level: Level = "info", **fields: Any) -> None:

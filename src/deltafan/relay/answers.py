@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -26,7 +26,6 @@ from deltafan.errors import (
     ValidationError,
 )
 from deltafan.telemetry.hooks import Signal
-from deltafan.telemetry.outage import Outage
 from deltafan.wire import dumps
 
 RETRY_AFTER = 2
@@ -101,7 +100,15 @@ def unavailable(message: str, code: str = "unavailable", retry_after: int = RETR
     return Refusal(503, message, code=code, headers={"Retry-After": str(retry_after)})
 
 
-def errors(outage: Outage) -> Middleware:
+class Met(Protocol):
+    """Who is told how requests fare at Redis."""
+
+    def failed(self, activity: str, error: BrokerUnavailable | ConfigurationError) -> None: ...
+
+    def went_well(self, activity: str) -> None: ...
+
+
+def errors(outage: Met) -> Middleware:
     """Turns whatever a handler raises into an answer.
 
     :param outage: told when Redis fails a request, and when requests to the same address are answered again.

@@ -12,6 +12,7 @@ from deltafan.channels import JOB_CHANNEL
 from deltafan.errors import JobNotFound
 from deltafan.job import JOB_ID
 from deltafan.relay.keys import Right
+from deltafan.relay.outage import RelayOutage
 from deltafan.relay.ownership import Ownership
 from deltafan.relay.principal import Principal, principal_of, require
 from deltafan.relay.streams import Streams
@@ -19,6 +20,7 @@ from deltafan.settings import PusherSettings
 from deltafan.tokens import TokenKeys
 
 QUEUE: Final = web.AppKey("queue", AsyncQueue)
+OUTAGE: Final = web.AppKey("outage", RelayOutage)
 STREAMS: Final = web.AppKey("streams", Streams)
 OWNERSHIP: Final = web.AppKey("ownership", Ownership)
 TOKEN_KEYS: Final = web.AppKey("token_keys", TokenKeys)

@@ -19,6 +19,7 @@ from deltafan.relay.cors import secure
 from deltafan.relay.inflight import IN_FLIGHT
 from deltafan.relay.keys import parse_keys
 from deltafan.settings import PusherSettings, RelaySettings, TokenSettings
+from deltafan.telemetry.outage import Outage
 
 MAX_LINE = 16 * 1024
 """Bytes of a request line; it differs from `MAX_FIELD`, by which an error tells which of the two was too long."""
@@ -40,17 +41,19 @@ async def serve(
     settings: RelaySettings,
     tokens: TokenSettings | None = None,
     pusher: PusherSettings | None = None,
+    outage: Outage | None = None,
     *,
     ready: Callable[[str], None],
     stop: asyncio.Event,
 ) -> None:
     """Serve until `stop` is set; then end the streams, let requests finish within `relay_drain`, and return.
 
+    :param outage: see `create_app`.
     :param ready: called once with the URL, when connections are accepted.
     :raises ConfigurationError: a key is not right, the relay would be open to others, or the address cannot be bound.
     """
     check_binding(settings.host, parse_keys(settings.api_keys))
-    app = create_app(queue, settings, tokens, pusher)
+    app = create_app(queue, settings, tokens, pusher, outage)
     runner = _Runner(
         app,
         auto_decompress=False,  # a body that no handler reads would fail outside of ours; see `body`

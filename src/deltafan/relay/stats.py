@@ -18,13 +18,13 @@ from aiohttp import web
 from deltafan.broker import stats
 from deltafan.broker.queue import AsyncQueue
 from deltafan.errors import BrokerUnavailable, ConfigurationError
-from deltafan.relay.answers import answer, told_in_log
+from deltafan.relay.answers import answer
 from deltafan.relay.client import STALL_SECONDS, watch_connection
-from deltafan.relay.context import STREAMS, queue_of
+from deltafan.relay.context import OUTAGE, STREAMS, queue_of
+from deltafan.relay.outage import RelayOutage
 from deltafan.relay.principal import require
 from deltafan.relay.streams import Streams
 from deltafan.sse import encode
-from deltafan.telemetry.outage import Outage
 from deltafan.wire import dumps
 
 INTERVAL = 1.0
@@ -58,8 +58,9 @@ class _Progress:
 class Sampler:
     """One tenant's numbers."""
 
-    def __init__(self, queue: AsyncQueue, streams: Streams, *, shows_hosts: bool) -> None:
+    def __init__(self, queue: AsyncQueue, streams: Streams, outage: RelayOutage, *, shows_hosts: bool) -> None:
         self._queue = queue
+        self._outage = outage
         self._shows_hosts = shows_hosts
         self._streams = streams
         self._queues: deque[str] = deque([_DEFAULT_QUEUE], maxlen=MAX_QUEUES)
@@ -107,15 +108,14 @@ class Sampler:
         return self._latest
 
     async def _run(self) -> None:
-        outage = Outage(told_in_log)
         while True:
             await asyncio.sleep(INTERVAL)
             try:
                 await self.sample()
             except (BrokerUnavailable, ConfigurationError) as error:
-                outage.failed("numbers", error)
+                self._outage.failed("numbers", error)
             else:
-                outage.went_well("numbers")
+                self._outage.went_well("numbers")
 
     async def _take(self, elapsed: float) -> dict[str, Any]:
         redis, partitions = self._queue.connections.commands, self._queue.settings.partitions
@@ -193,7 +193,8 @@ class Samplers:
         """That of the request's tenant. There are as many as tenants with keys."""
         queue = queue_of(request)
         if queue.tenant not in self._by_tenant:
-            self._by_tenant[queue.tenant] = Sampler(queue, request.app[STREAMS], shows_hosts=self._shows_hosts)
+            app = request.app
+            self._by_tenant[queue.tenant] = Sampler(queue, app[STREAMS], app[OUTAGE], shows_hosts=self._shows_hosts)
         return self._by_tenant[queue.tenant]
 
 

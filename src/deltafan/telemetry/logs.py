@@ -19,10 +19,10 @@ def configure(level: str = "info", style: LogFormat = "auto") -> None:
     if style == "auto":
         style = "text" if sys.stderr.isatty() else "json"
     number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    renderers: list[structlog.typing.Processor] = (
+        [_headed_stack, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if style == "text"
-        else structlog.processors.JSONRenderer()
+        else [structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[
@@ -30,7 +30,7 @@ def configure(level: str = "info", style: LogFormat = "auto") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(_StandardError()),  # type: ignore[arg-type]
@@ -40,6 +40,14 @@ def configure(level: str = "info", style: LogFormat = "auto") -> None:
     root.setLevel(logging.WARNING)
     root.handlers = [_Bridge()]
     logging.getLogger("deltafan").setLevel(number)
+
+
+def _headed_stack(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """structlog puts a stack below its line, and does not say what it is."""
+    stack = event.get("stack")
+    if isinstance(stack, str):
+        event["stack"] = f"stack:{chr(10) if chr(10) in stack else ' '}{stack}"
+    return event
 
 
 class _StandardError:

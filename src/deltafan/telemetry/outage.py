@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from deltafan.errors import BrokerUnavailable
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.telemetry.hooks import Hook, Signal
 
 UNAVAILABLE: Final = "redis.unavailable"
@@ -30,20 +31,22 @@ class Outage:
     def __init__(self, hook: Hook, fields: Mapping[str, Any] | None = None) -> None:
         self._hook = hook
         self._fields = dict(fields or {})
-        self._failing: dict[str, tuple[str, float]] = {}  # activity: what it met, and when
+        self._failing: OrderedDict[str, tuple[str, float]] = OrderedDict()  # activity: what it met, when; latest last
         self._jobs: set[str] = set()
         self._since = 0.0
 
     def failed(self, activity: str, error: BaseException, jobs: Iterable[str] = ()) -> None:
         """An activity failed, and will be tried again. :param jobs: that wait for it."""
         now = time.monotonic()
-        self._failing = {name: (met, at) for name, (met, at) in self._failing.items() if now - at < FORGOTTEN}
+        self._forget(now)
         if not self._failing:
             self._since = now
+            self._jobs.clear()
         self._jobs.update(jobs)
         kind = _kind(activity, error)
         known = any(met == kind for met, _ in self._failing.values())
         self._failing[activity] = (kind, now)
+        self._failing.move_to_end(activity)
         if known:
             return
         text = {"error": str(error)[:_ERROR_CHARS] or type(error).__name__}
@@ -54,15 +57,28 @@ class Outage:
 
     def went_well(self, activity: str) -> None:
         """An activity went through, or is not wanted any more."""
-        if self._failing.pop(activity, None) is None or self._failing:
+        if not self._failing:
             return
-        told = {"seconds": round(time.monotonic() - self._since, 1), "jobs": len(self._jobs)}
+        now = time.monotonic()
+        self._failing.pop(activity, None)
+        self._forget(now)
+        if self._failing:
+            return
+        told = {"seconds": round(now - self._since, 1), "jobs": len(self._jobs)}
         self._jobs.clear()
         self._hook(Signal(AVAILABLE, "info", self._fields | told))
 
+    def _forget(self, now: float) -> None:
+        while self._failing and now - next(iter(self._failing.values()))[1] >= FORGOTTEN:
+            self._failing.popitem(last=False)
+
 
 def _kind(activity: str, error: BaseException) -> str:
-    """What is worth a line of its own: Redis is gone for all alike, but what it refuses to one, others may do."""
+    """What is worth a line of its own: Redis is gone for all alike, and so is a right that was taken from us; but a key
+    that is in the way of one is not in that of others.
+    """
     if isinstance(error, BrokerUnavailable):
         return str(error).partition(":")[0]
+    if isinstance(error, ConfigurationError):
+        return str(error)[:_ERROR_CHARS]
     return f"{activity} {str(error)[:_ERROR_CHARS]}"

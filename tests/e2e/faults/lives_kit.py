@@ -101,8 +101,7 @@ async def attempt_begun(job: Job, attempt: int, tokens: int = 0) -> None:
 
 async def lease_end(rig: Rig, worker: str) -> int:
     """When the present lease of a living worker ends: a Unix time in milliseconds by Redis's clock."""
-    assert rig.redis is not None
-    redis, key, found = rig.redis, f"deltafan:{{0}}:worker:{worker}", -1
+    redis, key, found = rig.commands, f"deltafan:{{0}}:worker:{worker}", -1
 
     async def beats() -> bool:
         nonlocal found

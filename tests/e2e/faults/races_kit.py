@@ -15,7 +15,7 @@ from deltafan.broker.cancel import CancelOutcome, cancel_job
 from deltafan.broker.claims import Claim, Claims, Ended
 from deltafan.broker.connections import Connections
 from deltafan.broker.intake import Intake, Taken
-from deltafan.broker.keys import partition
+from deltafan.broker.keys import Partition
 from deltafan.broker.log import read_page
 from deltafan.broker.queue import AsyncQueue
 from deltafan.broker.scripts import Arg
@@ -41,7 +41,7 @@ class Contestant:
         self.redis = connections.commands
         self.name = name
         self.claims = Claims(self.redis, name, WorkerSettings(), Retention(), JobLimits())
-        self.intake = Intake(connections, name, ["default"], 1)
+        self.intake = Intake(connections, name, ["default"], connections.settings.partitions)
 
     async def take_all(self, count: int = ROUNDS) -> list[Taken]:
         await self.intake.ensure_groups()
@@ -73,7 +73,7 @@ class Contestant:
         return await cancel_job(self.redis, job_id, None, Retention())
 
     async def beat(self) -> None:
-        await upkeep.beat(self.redis, 1, self.name, 600.0, {})
+        await upkeep.beat(self.redis, self.connections.settings.partitions, self.name, 600.0, {})
 
 
 async def in_turn(action: Callable[[A], Awaitable[B]], subjects: Sequence[A]) -> list[B]:
@@ -134,7 +134,9 @@ async def check_ended(queue: AsyncQueue, job_ids: Sequence[str]) -> Counter[str]
         return status.state
 
     states = await in_turn(one, job_ids)
-    letters: Any = await queue.connections.commands.xrange(partition("0-x").dead("default"))
+    letters: list[Any] = []
+    for number in range(queue.settings.partitions):
+        letters += await queue.connections.commands.xrange(Partition(number).dead("default"))
     failed = [job_id for job_id, state in zip(job_ids, states, strict=True) if state == "failed"]
     assert sorted(fields[b"id"].decode() for _, fields in letters) == sorted(failed)
     assert await queue_problems(queue.connections) == []
@@ -143,5 +145,7 @@ async def check_ended(queue: AsyncQueue, job_ids: Sequence[str]) -> Counter[str]
 
 
 async def entries(queue: AsyncQueue, stream: str = "normal") -> list[str]:
-    rows: Any = await queue.connections.commands.xrange(partition("0-x").queue("default", stream))
+    rows: list[Any] = []
+    for number in range(queue.settings.partitions):
+        rows += await queue.connections.commands.xrange(Partition(number).queue("default", stream))
     return [fields[b"id"].decode() for _, fields in rows]

@@ -14,12 +14,15 @@ from deltafan.broker.connections import Connections
 from deltafan.broker.queue import AsyncQueue
 from deltafan.broker.scripts import ALL, Script
 from deltafan.chaos.rig import Rig
+from deltafan.chaos.servers import Server
 from deltafan.devserver.proxy import Proxy, Watch, proxied
 from deltafan.engine.engine import Engine
 from deltafan.engine.services import Services
+from deltafan.settings import RedisSettings
 from deltafan.sinks.base import SinkFactory
 from deltafan.telemetry.hooks import Signal
 from tests.conftest import RunningWorker, completions_of, test_settings
+from tests.e2e.faults.topologies_kit import on_all
 from tests.e2e.relay_kit import Relay, running_relay
 
 
@@ -27,6 +30,7 @@ class Worker(RunningWorker):
     """A worker behind a proxy of its own, and what it has said."""
 
     redis: Proxy
+    """Before a single Redis; before no other."""
     signals: list[Signal]
 
 
@@ -40,9 +44,8 @@ class Here:
 
     async def worker(self, *, sinks: Mapping[str, SinkFactory] | None = None, **settings: Any) -> Worker:
         """A worker that takes jobs, with `test_settings` and these."""
-        proxy = await self._opened.enter_async_context(proxied(self.rig.backend.url))
+        redis, proxy = await self._between()
         completions, llm = await self._opened.enter_async_context(completions_of(self.rig.provider))
-        redis = self.rig.settings.model_copy(update={"url": proxy.url(self.rig.backend.url)})
         connections = await self._opened.enter_async_context(Connections(redis))
         signals: list[Signal] = []
         services = Services(
@@ -55,17 +58,27 @@ class Here:
         engine = Engine(services, connections)
         stop, hurry, ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
         worker = Worker(engine, asyncio.create_task(engine.run(stop, hurry, ready.set)), stop, hurry)
-        worker.redis, worker.signals = proxy, signals
+        worker.signals = signals
+        if proxy is not None:
+            worker.redis = proxy
         self._workers.append(worker)
         await ready.wait()
         return worker
 
     async def relay(self, **settings: Any) -> tuple[Relay, Proxy]:
-        proxy = await self._opened.enter_async_context(proxied(self.rig.backend.url))
-        redis = self.rig.settings.model_copy(update={"url": proxy.url(self.rig.backend.url)})
+        """The proxy is there where a single Redis is."""
+        redis, proxy = await self._between()
         queue = await self._opened.enter_async_context(AsyncQueue(redis))
         relay = await self._opened.enter_async_context(running_relay(queue, **{"heartbeat": 0.5, **settings}))
-        return relay, proxy
+        return relay, proxy  # type: ignore[return-value]
+
+    async def _between(self) -> tuple[RedisSettings, Proxy | None]:
+        """The way to Redis, by a proxy of its own; to a cluster, and to what sentinels name, it is direct."""
+        url = self.rig.backend.url
+        if not url.startswith("redis://"):
+            return self.rig.settings, None
+        proxy = await self._opened.enter_async_context(proxied(url))
+        return self.rig.settings.model_copy(update={"url": proxy.url(url)}), proxy
 
     async def stop(self) -> None:
         for worker in self._workers:
@@ -96,17 +109,21 @@ def runs(script: Script) -> Watch:
     return lambda data: script.single.sha.encode() in data
 
 
-async def calls(redis: Redis) -> int:
-    """Commands that the server has run since it began."""
-    stats: Any = await redis.info("commandstats")
-    return sum(int(stat["calls"]) for stat in stats.values())
+async def calls(server: Server) -> int:
+    """Commands that a Redis has run since it began."""
+
+    async def by(redis: Redis) -> int:
+        stats: Any = await redis.info("commandstats")
+        return sum(int(stat["calls"]) for stat in stats.values())
+
+    return sum(await on_all(server, by))
 
 
-async def calls_in(redis: Redis, seconds: float) -> int:
-    """Commands that the server runs in the next seconds."""
-    before = await calls(redis)
+async def calls_in(server: Server, seconds: float) -> int:
+    """Commands that a Redis runs in the next seconds."""
+    before = await calls(server)
     await asyncio.sleep(seconds)
-    return await calls(redis) - before
+    return await calls(server) - before
 
 
 def memory_of(process: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from deltafan.broker.cluster import ClusterRedis, beside
 from deltafan.broker.keys import partition
 from deltafan.broker.queue import AsyncJob, AsyncQueue
 from deltafan.chaos.rig import TEXT, eventually
@@ -24,6 +25,7 @@ from deltafan.settings import PusherSettings, TokenSettings
 from deltafan.sinks.pusher.publisher import Publisher
 from deltafan.sinks.pusher.sink import pusher_sinks
 from tests.conftest import StartWorker
+from tests.e2e.faults.topologies_kit import numsub
 from tests.e2e.js_client_kit import following
 from tests.e2e.relay_kit import Relay, running_relay
 from tests.js_kit import needs_node
@@ -55,8 +57,7 @@ async def ended(job: AsyncJob) -> None:
 
 
 async def listeners(queue: AsyncQueue, job: AsyncJob) -> int:
-    counts: Any = await queue.connections.commands.pubsub_numsub(job.channel)
-    return int(counts[0][1])
+    return await numsub(queue.connections.commands, job.channel)
 
 
 async def is_heard(queue: AsyncQueue, job: AsyncJob) -> None:
@@ -110,15 +111,18 @@ async def by_python_client(queue: AsyncQueue, job: AsyncJob, relay: Relay) -> As
 
 @asynccontextmanager
 async def on_its_live_channel(queue: AsyncQueue, job: AsyncJob, relay: Relay) -> AsyncIterator[None]:
-    async with queue.connections.commands.pubsub() as pubsub:
-        await pubsub.subscribe(job.channel)
+    redis = queue.connections.commands
+    async with (await beside(redis, job.channel)).pubsub() as pubsub:
+        await (pubsub.ssubscribe if isinstance(redis, ClusterRedis) else pubsub.subscribe)(job.channel)
         await is_heard(queue, job)
         yield
 
 
 @asynccontextmanager
 async def on_a_channel_of_the_users(queue: AsyncQueue, job: AsyncJob, relay: Relay) -> AsyncIterator[None]:
-    async with queue.connections.commands.pubsub() as pubsub:
+    redis = queue.connections.commands
+    anywhere = (await redis.primaries())[-1] if isinstance(redis, ClusterRedis) else redis
+    async with anywhere.pubsub() as pubsub:
         await pubsub.subscribe("a-room")
         await pubsub.get_message(timeout=10)
         yield
@@ -150,7 +154,8 @@ async def renewing_at_the_relay(queue: AsyncQueue, job: AsyncJob, relay: Relay) 
 @asynccontextmanager
 async def renewing_as_any_program_may(queue: AsyncQueue, job: AsyncJob, relay: Relay) -> AsyncIterator[None]:
     """One that listens at a replica, say. The command is that of docs/wire-format.md."""
-    await queue.connections.commands.execute_command("SET", f"deltafan:{{0}}:interest:{job.id}", "1", "PX", "90000")
+    key = f"deltafan:{{{job.id.partition('-')[0]}}}:interest:{job.id}"
+    await queue.connections.commands.execute_command("SET", key, "1", "PX", "90000")
     yield
     await goes_stale(queue, job)
 
@@ -166,6 +171,7 @@ FOLLOWERS = [
 ]
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_a_job_that_nobody_follows_is_cancelled_says_why_and_leaves_its_provider(
     queue: AsyncQueue, start_worker: StartWorker, endless: Provider
 ) -> None:
@@ -177,6 +183,7 @@ async def test_a_job_that_nobody_follows_is_cancelled_says_why_and_leaves_its_pr
     assert (await unasked.status()).state == "running"
 
 
+@pytest.mark.topologies("valkey", "cluster")
 @pytest.mark.parametrize("follow", FOLLOWERS, ids=lambda f: f.__name__)
 async def test_a_job_that_is_followed_goes_on_until_its_last_follower_has_left(
     queue: AsyncQueue, start_worker: StartWorker, endless: Provider, follow: Callable[..., Any]

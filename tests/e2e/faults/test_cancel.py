@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from deltafan.broker.cancel import CancelOutcome
+from deltafan.broker.cluster import beside
 from deltafan.broker.keys import GROUP, partition
 from deltafan.broker.queue import AsyncJob, AsyncQueue
 from deltafan.broker.scripts import CANCEL
@@ -126,7 +127,8 @@ async def heard(queue: AsyncQueue, job: AsyncJob) -> CancelOutcome:
 
 async def unheard(queue: AsyncQueue, job: AsyncJob) -> CancelOutcome:
     """In one transaction every subscription is killed and the job cancelled: no worker hears of it."""
-    keys, redis = partition(job.id), queue.connections.commands
+    keys = partition(job.id)
+    redis = await beside(queue.connections.commands, job.channel)
     await redis.script_load(CANCEL.single.lua)
     place = [*keys.of_job(job.id), keys.queue("default", "normal"), keys.delayed("default")]
     place += [keys.deadlines, keys.expiries]
@@ -161,6 +163,7 @@ async def scene(queue: AsyncQueue, start_worker: StartWorker) -> Any:
         yield Scene(queue, start_worker, stack)
 
 
+@pytest.mark.topologies("valkey", "cluster")
 @pytest.mark.parametrize("arrive", [delayed, waiting_to_be_tried_again, queued, taken], ids=lambda f: f.__name__)
 async def test_a_waiting_job_that_is_cancelled_ends_at_once_and_is_never_asked_of_the_model(
     scene: Scene, arrive: Arrive
@@ -180,6 +183,7 @@ async def test_a_waiting_job_that_is_cancelled_ends_at_once_and_is_never_asked_o
     await is_cancelled(scene.queue, job)
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 @pytest.mark.parametrize("cancel", [heard, unheard], ids=["told", "with_the_message_lost"])
 @pytest.mark.parametrize("arrive", [claimed, streaming, in_a_tool], ids=lambda f: f.__name__)
 async def test_a_running_job_that_is_cancelled_stops_asking_the_model_and_ends_as_cancelled(

@@ -96,6 +96,7 @@ async def test_a_cancel_holds_when_the_process_that_asked_for_it_is_killed_at_on
     await cancelled_for_good(rig, job)
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_a_cancelled_job_whose_worker_dies_before_it_heeds_is_ended_by_another_and_not_run_again(
     rig: Rig,
 ) -> None:

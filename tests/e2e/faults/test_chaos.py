@@ -47,17 +47,34 @@ async def test_ctrl_c_ends_everything_and_reports_what_was_done_so_far() -> None
     assert report["again"].endswith(" --workers 2 --relays 1")
 
 
+@pytest.mark.timeout(120)
+async def test_ctrl_c_before_anything_was_judged_says_so_and_that_it_stops() -> None:
+    async with running_cli("chaos", "--workers", "2", "--relays", "1") as process:
+        assert process.stderr is not None
+        async with asyncio.timeout(60):
+            assert b"seed" in await process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        ended = await end_of(process)
+    assert ended.code == 130
+    assert "s, stopping: " in ended.err
+    assert "breaking things" not in ended.err
+    assert "Nothing was judged" in ended.out
+    assert "No violations" not in ended.out
+    assert "followers  none" in ended.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--minutes", "0"], "'--minutes'"),
-        (["--minutes", "ten"], "'--minutes'"),
-        (["--seed", "-1"], "'--seed'"),
-        (["--workers", "1"], "'--workers'"),
-        (["--relays", "0"], "'--relays'"),
-        (["--rate", "0"], "'--rate'"),
-        (["--redis", "memcached"], "'--redis'"),
+        (["--minutes", "0"], "'--minutes': must be at least 0.01"),
+        (["--minutes", "ten"], "'--minutes': must be a number"),
+        (["--seed", "-1"], "'--seed': must be at least 0"),
+        (["--workers", "1.5"], "'--workers': must be a whole number"),
+        (["--relays", "0"], "'--relays': must be at least 1"),
+        (["--rate", "101"], "'--rate': must be at most 100"),
+        (["--redis", "memcached"], "'--redis': 'memcached' is not one of"),
         (["--logs", "/dev/null/logs"], "--logs: /dev/null/logs cannot be made: Not a directory"),
+        (["--logs", "/dev/null"], "--logs: /dev/null is not a folder"),
     ],
 )
 async def test_a_wrong_option_is_told_before_anything_starts(arguments: list[str], told: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -13,7 +15,7 @@ from deltafan.broker.blocking import BlockingQueue
 from deltafan.broker.connections import Connections
 from deltafan.broker.dead import list_dead, retry_dead
 from deltafan.broker.keys import Partition
-from deltafan.broker.queue import AsyncQueue
+from deltafan.broker.queue import AsyncJob, AsyncQueue
 from deltafan.broker.stats import queue_depths, recent_jobs, worker_beats
 from deltafan.broker.subscriber import Subscriber
 from deltafan.devserver.cluster import EmbeddedCluster
@@ -26,6 +28,7 @@ from deltafan.llm.limits.budget import Amount, Budget, Granted, Waiting
 from deltafan.llm.limits.shared import RedisStore
 from deltafan.settings import RedisSettings
 from tests.conftest import StartWorker
+from tests.e2e.cli_kit import cli
 from tests.e2e.faults.conftest import REDIS_BINARY
 from tests.e2e.relay_kit import eventually, running_relay, streaming, text_of
 from tests.oracle import check_whole
@@ -307,34 +310,125 @@ async def test_with_a_primary_killed_the_others_jobs_go_on_and_its_own_go_on_aft
             check_whole(await _all(queue, job_id), TEXT)
 
 
-async def test_with_a_primary_gone_for_good_new_jobs_of_the_others_are_run(
-    queue: AsyncQueue, start_worker: StartWorker, cluster: EmbeddedCluster
-) -> None:
+async def _job_in(queue: AsyncQueue, number: int, **fields: object) -> AsyncJob:
+    """A job of a partition, enqueued while that of others may fail; those of others are cancelled."""
+    while True:
+        try:
+            job = await queue.enqueue({"model": "m", "prompt": "x"} | fields)
+        except BrokerUnavailable:  # its partition is on the node that is gone
+            continue
+        if partition_of(job.id) == number:
+            return job
+        await job.cancel()
+
+
+@pytest.fixture
+async def partial(cluster: EmbeddedCluster) -> EmbeddedCluster:
+    """One that goes on serving what it can while a node is away."""
     for node in range(3):
         async with cluster.client(node) as client:
             await client.config_set("cluster-require-full-coverage", "no")
-    await start_worker(lease=2)
-    victim = await cluster.owner_of(0)
-    there = {n for n in range(PARTITIONS) if await cluster.owner_of(n) == victim}
-    await cluster.kill(victim)
+    return cluster
+
+
+@pytest.mark.parametrize("worker", ["started before", "started meanwhile"])
+async def test_with_a_primary_gone_for_good_new_jobs_of_the_others_are_run_and_its_own_when_it_is_back(
+    queue: AsyncQueue, start_worker: StartWorker, partial: EmbeddedCluster, worker: str
+) -> None:
+    if worker == "started before":
+        await start_worker(lease=2)
+    victim = await partial.owner_of(0)
+    there = {n for n in range(PARTITIONS) if await partial.owner_of(n) == victim}
+    await partial.kill(victim)
     try:
-        ended: set[int] = set()
-        while ended != set(range(PARTITIONS)) - there:
-            number = next(iter(set(range(PARTITIONS)) - there - ended))
-            keyed = 0
-            while True:  # a key whose job falls into that partition
-                keyed += 1
-                try:
-                    job = await queue.enqueue(model="m", prompt="x", idempotency_key=f"{number}-{keyed}")
-                except BrokerUnavailable:  # its partition is on the node that is gone
-                    continue
-                if partition_of(job.id) == number:
-                    break
-            check_whole(await _all(queue, job.id))
-            ended.add(number)
+        if worker == "started meanwhile":
+            await start_worker(lease=2)
+        for number in set(range(PARTITIONS)) - there:
+            for fields in ({}, {"delay": 0.1}):
+                check_whole(await _all(queue, (await _job_in(queue, number, **fields)).id))
     finally:
-        await cluster.start(victim)
-        await cluster.whole()
+        await partial.start(victim)
+        await partial.whole()
+    for number in there:
+        check_whole(await _all(queue, (await _job_in(queue, number)).id))
+
+
+async def test_a_worker_that_started_while_a_node_was_away_hears_of_cancels_there_when_it_is_back(
+    queue: AsyncQueue, start_worker: StartWorker, partial: EmbeddedCluster
+) -> None:
+    victim = await partial.owner_of(0)
+    async with running(Script(source=Text("word " * 2000), rate=50)) as slow:
+        await partial.kill(victim)
+        try:
+            worker = await start_worker(slow, lease=600)  # no heartbeat asks for cancelled jobs in the test's time
+        finally:
+            await partial.start(victim)
+            await partial.whole()
+
+        async def listens() -> bool:
+            channel = f"{Partition(0).control}{worker.engine.worker}"
+            async with partial.client(victim) as client:
+                counts = await client.execute_command("PUBSUB", "SHARDNUMSUB", channel)
+            return bool(counts[1])
+
+        await eventually(listens)
+        await worker.engine._beat()  # the next one is far
+        job = await _job_in(queue, 0)
+        await _streaming(slow, 1)
+        assert (await job.cancel()).state == "cancelling"
+        check_whole(await _all(queue, job.id))
+
+
+async def test_a_node_that_hangs_keeps_no_job_of_the_others_waiting(
+    queue: AsyncQueue, start_worker: StartWorker, partial: EmbeddedCluster
+) -> None:
+    """It takes connections, and answers nothing. Jobs of the others are run, promoted, and taken over."""
+    hung = partial.nodes[await partial.owner_of(0)]
+    owners = {number: partial.nodes[await partial.owner_of(number)] for number in range(PARTITIONS)}
+    other = next(number for number, owner in owners.items() if owner is not hung)
+    async with running(SLOW) as slow:
+        lost = await start_worker(slow, lease=2)
+        left = await _job_in(queue, other)
+        await _streaming(slow, 1)
+        delayed = await _job_in(queue, other, delay=1.0)
+        await lost.vanish()
+        await start_worker(lease=2)
+        os.kill(hung.pid, signal.SIGSTOP)
+        try:
+            for job in (delayed, left):
+                check_whole(await _all(queue, job.id))
+            assert (await left.status()).attempt == 2
+        finally:
+            os.kill(hung.pid, signal.SIGCONT)
+            await partial.whole()
+
+
+async def test_the_doctor_looks_at_every_node_and_at_the_number_of_partitions(partial: EmbeddedCluster) -> None:
+    async def doctor(partitions: int) -> list[dict[str, str]]:
+        settings = {"REDIS_URL": partial.url, "DELTAFAN_PARTITIONS": str(partitions)}
+        return (await cli("doctor", "--no-provider", "--json", **settings)).json()  # type: ignore[no-any-return]
+
+    async with partial.client(1) as client:
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        found = await doctor(1)
+        names = [f"127.0.0.1:{node.port}" for node in partial.nodes]
+        evictions = {f["seen"].partition(": ")[0]: f["level"] for f in found if f["check"] == "eviction"}
+        assert evictions == {name: "fail" if name == names[1] else "ok" for name in names}
+        assert [f["level"] for f in found if f["check"] == "persistence"] == ["ok"]
+        [one] = [f for f in found if f["check"] == "partitions"]
+        assert (one["level"], "DELTAFAN_PARTITIONS" in one["mend"]) == ("warn", True)
+    finally:
+        async with partial.client(1) as client:
+            await client.config_set("maxmemory-policy", "noeviction")
+    await partial.kill(2)
+    try:
+        found = await doctor(PARTITIONS)
+    finally:
+        await partial.start(2)
+        await partial.whole()
+    assert [f["seen"] for f in found if f["level"] == "fail"] == [f"{names[2]} does not answer"]
+    assert [f["level"] for f in found if f["check"] == "partitions"] == ["ok"]
 
 
 async def test_a_client_that_knows_one_node_finds_the_others(cluster: EmbeddedCluster) -> None:

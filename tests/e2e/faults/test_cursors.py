@@ -161,6 +161,7 @@ def _check_reset(frames: list[tuple[str, bytes]], work: Work) -> None:
     check_whole(events, work.text)
 
 
+@pytest.mark.topologies("valkey", "cluster")
 @pytest.mark.parametrize("ended", [False, True], ids=["running", "ended"])
 @pytest.mark.parametrize("cursor", VOID.values(), ids=VOID)
 async def test_a_cursor_that_the_log_never_reached_is_answered_with_a_reset_and_everything(
@@ -223,6 +224,7 @@ async def test_an_id_of_an_older_attempt_is_good_and_the_new_attempts_say_what_b
     check_whole(events, None, after=EventId(attempt, seq))
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_a_bad_cursor_disturbs_no_other_follower(
     relay: Relay, queue: AsyncQueue, http: aiohttp.ClientSession, work: Work
 ) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import signal
 from typing import Any
 
+import pytest
+
 from deltafan.broker.keys import partition
 from deltafan.broker.scripts import CLAIM
 from deltafan.chaos.followers import by_client, by_sse
@@ -52,6 +54,7 @@ async def test_sigterm_with_200_streams_lets_all_of_them_finish_where_they_are(r
     await no_failures([late], {1, 2})  # one that it had just taken, it hands over
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_sigterm_with_200_streams_that_do_not_finish_in_time_has_them_go_on_elsewhere_at_once(rig: Rig) -> None:
     first, relay = await rig.worker(lease=LEASE, drain=0.5, concurrency=STREAMS), await rig.relay()
     jobs = await streaming(rig, relay, scripted=STUCK)

@@ -34,8 +34,8 @@ Happening = Callable[[], Awaitable[None]]
 
 
 @pytest_asyncio.fixture
-async def lab(redis_url: str) -> AsyncIterator[Lab]:
-    async with Connections(RedisSettings(url=redis_url)) as connections:
+async def lab(redis_settings: RedisSettings) -> AsyncIterator[Lab]:
+    async with Connections(redis_settings) as connections:
         yield Lab(connections)
 
 
@@ -258,6 +258,7 @@ def _by_attempt(events: list[Event], after: EventId | None) -> dict[int, str]:
     return texts
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 @pytest.mark.parametrize("goes_on", [False, True], ids=["attempts begin anew", "attempts go on"])
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_two_hundred_followers_that_join_at_random_moments_get_all_that_follows_their_cursors(

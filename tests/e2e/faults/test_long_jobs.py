@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from deltafan.chaos.rig import QUICK, TEXT, Job, Rig
 from deltafan.devserver.provider.text import split_text
 from deltafan.events import Meta
@@ -22,6 +24,7 @@ async def _ran_once(*jobs: Job) -> None:
         assert (status.state, status.attempt, status.failures, len(job.requests)) == ("done", 1, 0, 1)
 
 
+@pytest.mark.topologies("valkey", "cluster")
 async def test_a_job_ten_times_longer_than_the_lease_runs_once(rig: Rig) -> None:
     """With another worker beside its own that looks for lost jobs all the time."""
     await asyncio.gather(rig.worker(), rig.worker())
@@ -53,6 +56,7 @@ datetime.datetime = Jumping
 """
 
 
+@pytest.mark.topologies("valkey", "sentinel")
 async def test_a_clock_that_jumps_an_hour_takes_no_job_from_anyone_and_moves_no_deadline(
     rig: Rig, tmp_path: Path
 ) -> None:
@@ -88,6 +92,5 @@ async def test_a_clock_that_jumps_an_hour_takes_no_job_from_anyone_and_moves_no_
 
 
 async def _redis_ms(rig: Rig) -> int:
-    assert rig.redis is not None
-    seconds, _ = await rig.redis.time()
+    seconds, _ = await rig.commands.time()
     return int(seconds) * 1000

@@ -6,7 +6,9 @@ import signal
 from pathlib import Path
 
 import orjson
+import pytest
 
+from deltafan.broker.keys import partition
 from deltafan.chaos.rig import TEXT, Rig
 from deltafan.events import Done, Error, Meta
 from tests.e2e.cli_kit import cli
@@ -23,6 +25,7 @@ TOOLS = [tool(swallow)]
 """
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_a_job_that_kills_its_workers_becomes_a_dead_letter_and_its_neighbours_live(
     rig: Rig, tmp_path: Path
 ) -> None:
@@ -45,16 +48,17 @@ async def test_a_job_that_kills_its_workers_becomes_a_dead_letter_and_its_neighb
     assert isinstance(log[-2], Error)
     assert isinstance(log[-1], Done)
     assert (log[-2].code, log[-1].finish_reason) == ("worker_lost", "error")
-    assert rig.redis is not None
-    [(_, letter)] = await rig.redis.xrange("deltafan:{0}:dead:default")
+    dead = partition(poison.id).dead("default")
+    [(_, letter)] = await rig.commands.xrange(dead)
     errors = orjson.loads(letter[b"errors"])
     assert [(error["attempt"], error["code"]) for error in errors] == [(n, "worker_lost") for n in (1, 2, 3)]
     await rig.check(*beside)
 
     antidote.touch()
-    again = await cli("dead", "retry", poison.id, "--json", REDIS_URL=rig.backend.url)
+    redis = {"REDIS_URL": rig.backend.url, "DELTAFAN_PARTITIONS": str(rig.settings.partitions)}
+    again = await cli("dead", "retry", poison.id, "--json", **redis)
     assert again.code == 0, again.err
     [told] = again.json()
     result = await rig.queue.job(told["id"]).result(timeout=30)
     assert result.text == poison.text * 2  # before the call, and after it
-    assert await rig.redis.xlen("deltafan:{0}:dead:default") == 0
+    assert await rig.commands.xlen(dead) == 0

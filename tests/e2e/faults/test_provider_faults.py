@@ -238,6 +238,7 @@ async def test_an_answer_that_is_filtered_at_any_chunk_ends_there_and_is_not_tri
     await place.try_all(cases)
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_a_refused_request_is_tried_again_only_where_that_can_help(place: Place) -> None:
     cases: list[Case] = []
     for fault, code in REFUSED.items():

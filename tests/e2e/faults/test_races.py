@@ -46,6 +46,7 @@ async def two(redis_settings: RedisSettings) -> AsyncIterator[tuple[Contestant, 
         yield made[0], made[1]
 
 
+@pytest.mark.topologies("valkey", "cluster")
 async def test_two_reapers_at_once_move_or_end_each_lost_job_once(queue: AsyncQueue, two: Two) -> None:
     """A third of the jobs may run again, a third may not, a third are cancelled."""
     again = await enqueue(queue, ROUNDS // 3 + 1)
@@ -58,11 +59,13 @@ async def test_two_reapers_at_once_move_or_end_each_lost_job_once(queue: AsyncQu
 
     async def reaps(reaper: Contestant) -> Counter[str]:
         counts: Counter[str] = Counter()
-        while True:
-            found = await upkeep.reap(reaper.redis, 0, "default", WorkerSettings(), Retention())
-            counts.update(moved=found.moved, ended=found.ended)
-            if not found.moved + found.ended:
-                return counts
+        for number in range(queue.settings.partitions):
+            while True:
+                found = await upkeep.reap(reaper.redis, number, "default", WorkerSettings(), Retention())
+                counts.update(moved=found.moved, ended=len(found.ended))
+                if not found.moved + len(found.ended):
+                    break
+        return counts
 
     one, other = await asyncio.gather(*(reaps(reaper) for reaper in two))
     assert one["moved"] + other["moved"] == len(again)
@@ -106,6 +109,7 @@ async def test_two_workers_that_expire_jobs_at_once_end_each_once(queue: AsyncQu
     assert await check_ended(queue, job_ids) == {"expired": ROUNDS}
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_two_enqueues_with_one_idempotency_key_make_one_job(redis_settings: RedisSettings) -> None:
     async with AsyncQueue(redis_settings) as one, AsyncQueue(redis_settings) as other:
 

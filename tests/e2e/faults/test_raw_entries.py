@@ -116,6 +116,7 @@ async def test_an_entry_that_names_no_job_there_is_goes_and_leaves_nothing_behin
     assert not worker.task.done()
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 @pytest.mark.parametrize("fields", [{b"job": _spec(), b"more": b"x" * 100_000}, {b"more": b"", b"job": _spec()}])
 async def test_fields_beside_the_job_do_not_matter(
     queue: AsyncQueue, start_worker: StartWorker, fields: dict[bytes, bytes]
@@ -130,6 +131,7 @@ async def test_fields_beside_the_job_do_not_matter(
     assert (await job.result(timeout=20)).text
 
 
+@pytest.mark.topologies("valkey", "cluster")
 async def test_every_entry_at_once_harms_no_worker_and_its_memory_stays_bounded(rig: Rig) -> None:
     """Nine of 20 MB and a few of every other kind, all read by one process with good jobs among them."""
     redis = rig.queue.connections.commands
@@ -145,7 +147,7 @@ async def test_every_entry_at_once_harms_no_worker_and_its_memory_stays_bounded(
     worker = await rig.worker()
     await rig.enqueue(TEXT)
     await rig.check()
-    letters = await list_dead(redis, 1, "default")
+    letters = await list_dead(redis, rig.settings.partitions, "default")
     assert len(letters) == len(ENTRIES) + 8
     assert worker.child.alive
     assert _peak(worker.pid) < 200 << 20

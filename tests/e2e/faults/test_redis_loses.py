@@ -10,17 +10,17 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from deltafan.broker.keys import GROUP, Partition
+from deltafan.broker.cluster import beside
+from deltafan.broker.keys import GROUP, partition
 from deltafan.chaos.followers import Seen
 from deltafan.chaos.program import Program
 from deltafan.chaos.rig import TEXT, Job, Rig, eventually
 from deltafan.errors import JobNotFound
 from deltafan.sse import Decoder
 from tests.e2e.faults.redis_kit import Here, calls_in, here
+from tests.e2e.faults.topologies_kit import streams
 
-K = Partition(0)
 LONG = TEXT * 12
-STREAMS = K.queues("default")
 
 
 @pytest_asyncio.fixture
@@ -55,12 +55,12 @@ def _attempts(job: Job) -> set[int]:
 # Everything
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 @pytest.mark.usefixtures("vigilant")
 async def test_flushall_ends_jobs_and_followers_clearly_and_nobody_runs_in_circles(rig: Rig, parts: Here) -> None:
-    assert rig.redis is not None
     workers = [await parts.worker(), await parts.worker()]
     relay, _ = await parts.relay()
-    idle = await calls_in(rig.redis, 2.0)
+    idle = await calls_in(rig.backend, 2.0)
     jobs = [
         await rig.enqueue(LONG, rate=40),
         await rig.enqueue(LONG, scripted={"first_token_delay": "60"}),  # a silent model: no append finds it out
@@ -70,10 +70,10 @@ async def test_flushall_ends_jobs_and_followers_clearly_and_nobody_runs_in_circl
         await job.follow(cast("Program", relay))
     await jobs[0].until(_has(5))
     await rig.provider.until(lambda requests: len(requests) == 2)
-    await rig.redis.flushall()
+    await rig.commands.flushall()
     for job in jobs[:2]:
         await job.ended()
-        assert {seen.gone for seen in job.seen.values()} == {"not_found"}
+        assert {seen.gone for seen in job.seen.values()} == {"not_found", "job_gone"}
         assert job.seen["sse"].told == ["job_gone"]
 
     async def stopped() -> bool:
@@ -81,11 +81,16 @@ async def test_flushall_ends_jobs_and_followers_clearly_and_nobody_runs_in_circl
 
     await eventually(stopped)
     assert {record.outcome for record in rig.provider.requests} == {"client_closed"}
+    signals = [signal for worker in workers for signal in worker.signals]
+    met = [str(s.fields["error"]) for s in signals if s.name in ("redis.unavailable", "redis.refused")]
+    assert not [error for error in met if "cannot be reached" not in error]  # which a slow machine may bring about
+    gone = [(signal.level, signal.fields["job"]) for signal in signals if signal.name == "job.gone"]
+    assert sorted(gone) == sorted(("warning", job.id) for job in jobs[:2])
     async with rig.http.get(f"{relay.url}/v1/jobs/{jobs[0].id}/events") as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (404, "not_found")
     with pytest.raises(JobNotFound):
         await jobs[0].handle.result()
-    after = await calls_in(rig.redis, 2.0)
+    after = await calls_in(rig.backend, 2.0)
     assert after < 2 * idle + 50, f"{after} commands in two seconds; {idle} before there was anything to do"
     again = await rig.enqueue(TEXT)
     await again.follow(cast("Program", relay))
@@ -94,7 +99,6 @@ async def test_flushall_ends_jobs_and_followers_clearly_and_nobody_runs_in_circl
 
 @pytest.mark.usefixtures("vigilant")
 async def test_an_apps_own_event_stream_ends_with_an_error_when_redis_has_lost_the_job(rig: Rig, parts: Here) -> None:
-    assert rig.redis is not None
     await parts.worker()
     job = await rig.enqueue(LONG, rate=40)
     decoder, frames = Decoder(), []
@@ -102,7 +106,7 @@ async def test_an_apps_own_event_stream_ends_with_an_error_when_redis_has_lost_t
         async for data in body:
             frames += decoder.feed(data)
             if len(frames) == 5:
-                await rig.redis.flushall()
+                await rig.commands.flushall()
     assert frames[-1].event == "error"
     assert not frames[-1].id or frames[-1].id == frames[-2].id
     assert orjson.loads(frames[-1].data)["code"] == "job_gone"
@@ -111,23 +115,24 @@ async def test_an_apps_own_event_stream_ends_with_an_error_when_redis_has_lost_t
 # The group, and what it knows
 
 
+def _stream(job: Job) -> str:
+    return partition(job.id).queue("default", "normal")
+
+
 async def _destroyed(rig: Rig, job: Job) -> None:
-    assert rig.redis is not None
-    for stream in STREAMS:
-        await rig.redis.xgroup_destroy(stream, GROUP)
+    for stream in streams(rig.queue.connections):
+        await rig.commands.xgroup_destroy(stream, GROUP)
 
 
 async def _consumer_removed(rig: Rig, job: Job) -> None:
-    assert rig.redis is not None
     owner = (await job.handle.status()).worker
     assert owner is not None
-    await rig.redis.xgroup_delconsumer(STREAMS[2], GROUP, owner)
+    await rig.commands.xgroup_delconsumer(_stream(job), GROUP, owner)
 
 
 async def _acknowledged(rig: Rig, job: Job) -> None:
-    assert rig.redis is not None
-    entry = await rig.redis.hget(K.job(job.id), "entry")
-    assert await rig.redis.xack(STREAMS[2], GROUP, entry) == 1  # type: ignore[arg-type]
+    entry = await rig.commands.hget(partition(job.id).job(job.id), "entry")
+    assert await rig.commands.xack(_stream(job), GROUP, entry) == 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("loses", [_destroyed, _consumer_removed, _acknowledged], ids=lambda f: f.__name__.strip("_"))
@@ -147,14 +152,15 @@ async def test_a_job_that_no_consumer_holds_ends_all_the_same(rig: Rig, parts: H
     assert len(job.requests) == (2 if crash else 1)
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_a_job_whose_entry_a_dead_worker_got_from_a_new_group_stays_with_its_own(rig: Rig, parts: Here) -> None:
     await parts.worker()
     job = await _followed(parts)
-    assert rig.redis is not None
-    async with rig.redis.pipeline(transaction=True) as pipe:  # or the worker makes the group first
-        pipe.xgroup_destroy(STREAMS[2], GROUP)
-        pipe.xgroup_create(STREAMS[2], GROUP, id="0")
-        pipe.xreadgroup(GROUP, "dead-before-it-looked", {STREAMS[2]: ">"})
+    stream, redis = _stream(job), await beside(rig.commands, _stream(job))
+    async with redis.pipeline(transaction=True) as pipe:  # or the worker makes the group first
+        pipe.xgroup_destroy(stream, GROUP)
+        pipe.xgroup_create(stream, GROUP, id="0")
+        pipe.xreadgroup(GROUP, "dead-before-it-looked", {stream: ">"})
         *_, read = await pipe.execute()
     assert read
     await rig.check()
@@ -165,15 +171,14 @@ async def test_a_job_whose_entry_a_dead_worker_got_from_a_new_group_stays_with_i
 
 
 async def _deleted(rig: Rig, job: Job) -> None:
-    assert rig.redis is not None
-    assert await rig.redis.delete(K.log(job.id)) == 1
+    assert await rig.commands.delete(partition(job.id).log(job.id)) == 1
 
 
 async def _expired(rig: Rig, job: Job) -> None:
-    assert rig.redis is not None
-    await rig.redis.pexpire(K.log(job.id), 1)
+    await rig.commands.pexpire(partition(job.id).log(job.id), 1)
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 @pytest.mark.parametrize("loses", [_deleted, _expired], ids=lambda f: f.__name__.strip("_"))
 async def test_a_log_lost_under_a_running_job_is_written_anew_from_memory(rig: Rig, parts: Here, loses: Any) -> None:
     await parts.worker()

@@ -143,7 +143,7 @@ async def test_a_job_whose_enqueue_was_lost_is_gone_for_its_worker_and_its_follo
     await lost.until(_has(5))
     await _loses_its_tail(rig, file)
     await lost.ended()
-    assert {seen.gone for seen in lost.seen.values()} == {"not_found"}
+    assert {seen.gone for seen in lost.seen.values()} == {"not_found", "job_gone"}
     assert lost.seen["sse"].told == ["job_gone"]
 
     async def closed() -> bool:

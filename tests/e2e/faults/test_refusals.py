@@ -22,6 +22,7 @@ from deltafan.devserver.valkey import EmbeddedValkey
 from deltafan.errors import BrokerUnavailable
 from tests.e2e.cli_kit import cli
 from tests.e2e.faults.conftest import REDIS_BINARY
+from tests.e2e.faults.topologies_kit import on_all
 
 
 def told(program: Program | Path, *names: str) -> list[dict[str, Any]]:
@@ -64,7 +65,6 @@ async def streaming(rig: Rig) -> tuple[Program, Program, Job]:
 
 async def goes_on(rig: Rig, worker: Program, relay: Program, job: Job, why: str) -> None:
     """The cause is gone: the stream ends whole, in the attempt in which it began, and each log has its two lines."""
-    assert rig.redis is not None
     await until_told(worker, "redis.available")
     later = await rig.enqueue(TEXT)
     await later.follow(relay)
@@ -82,14 +82,14 @@ async def goes_on(rig: Rig, worker: Program, relay: Program, job: Job, why: str)
     ]
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_out_of_memory_a_stream_holds_and_goes_on_and_producers_are_told(rig: Rig) -> None:
-    assert rig.redis is not None
     worker, relay, job = await streaming(rig)
-    await rig.redis.config_set("maxmemory", 1)
+    await on_all(rig.backend, lambda redis: redis.config_set("maxmemory", 1))
     await until_told(worker, "redis.unavailable")
     for _ in range(3):
         await refused_with_503(rig, relay)
-    await rig.redis.config_set("maxmemory", 0)
+    await on_all(rig.backend, lambda redis: redis.config_set("maxmemory", 0))
     await goes_on(rig, worker, relay, job, "maxmemory")
 
 
@@ -257,6 +257,54 @@ async def test_a_right_that_is_taken_from_a_relay_and_given_back(rig: Rig) -> No
         "redis.refused",
         "redis.available",
     ]
+
+
+async def test_a_right_that_is_taken_from_a_worker_holds_its_jobs_and_is_told_once(rig: Rig) -> None:
+    """For longer than the worker's looks at what it holds take."""
+    assert rig.redis is not None
+    worker, relay, job = await streaming(rig)
+    await ask(rig.redis, "ACL", "SETUSER", "default", "-evalsha", "-eval")
+    try:
+        await until_told(worker, "redis.refused")
+        await asyncio.sleep(2.5)
+    finally:
+        await ask(rig.redis, "ACL", "SETUSER", "default", "+evalsha", "+eval")
+    await until_told(worker, "redis.available")
+    await (await rig.enqueue(TEXT)).follow(relay)
+    await rig.check()
+    refused, back = told(worker, "redis.refused", "redis.unavailable", "redis.available")
+    assert "evalsha" in refused["error"]
+    assert back["seconds"] >= 2.5
+    assert not told(worker, "job.crashed", "append.failed", "ending.failed")
+    status = await job.handle.status()
+    assert (status.attempt, status.failures) == (1, 0)
+
+
+async def test_a_relay_that_nobody_asks_tells_of_an_outage_from_its_streams(rig: Rig) -> None:
+    _, relay, _ = await streaming(rig)
+    assert relay.redis is not None
+    relay.redis.go_away()
+    await until_told(relay, "redis.unavailable")
+    await asyncio.sleep(1.0)
+    relay.redis.come_back()
+    await until_told(relay, "redis.available")
+    await rig.check()
+    lost, back = told(relay, "redis.unavailable", "redis.available")
+    assert "cannot be reached" in lost["error"]
+    assert back["seconds"] >= 1.0
+
+
+async def test_a_relay_that_starts_without_redis_says_so_once(rig: Rig) -> None:
+    await rig.backend.kill()
+    relay = await rig.relay()
+    await until_told(relay, "redis.unavailable")
+    for _ in range(2):
+        async with rig.http.get(f"{relay.url}/v1/jobs") as answer:
+            assert answer.status == 503
+    await rig.backend.start()
+    await until_told(relay, "redis.available")
+    lines = told(relay, "redis.unavailable", "redis.available")
+    assert [line["event"] for line in lines] == ["redis.unavailable", "redis.available"]
 
 
 class _As:

@@ -47,6 +47,7 @@ def _check_resumed(jobs: list[Job]) -> None:
             assert seen.resets == 0, "nobody is told that what it has is void"
 
 
+@pytest.mark.topologies("valkey", "cluster", "sentinel")
 async def test_two_hundred_clients_of_a_killed_relay_go_on_at_another_one(rig: Rig) -> None:
     worker, first, second = await rig.worker(), await rig.relay(), await rig.relay()
     jobs = await _crowd(rig, first, second)

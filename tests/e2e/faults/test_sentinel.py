@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -11,8 +13,9 @@ import pytest_asyncio
 
 from deltafan.broker.connections import Connections
 from deltafan.broker.queue import AsyncQueue
+from deltafan.devserver.agreement import ask, client_of
 from deltafan.devserver.provider import Provider, Script, Text, running
-from deltafan.devserver.sentinel import EmbeddedSentinel
+from deltafan.devserver.sentinel import SERVICE, EmbeddedSentinel
 from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.events import Event, Meta
 from deltafan.settings import RedisSettings
@@ -152,6 +155,32 @@ async def test_wrong_credentials_of_the_primary_are_told_as_such(sentinel: Embed
         with pytest.raises(ConfigurationError) as refused:
             await queue.enqueue(model="m", prompt="x")
     assert "hunter2" not in str(refused.value)
+
+
+async def test_sentinels_that_lag_behind_take_nobody_back_to_the_old_primary(
+    sentinel: EmbeddedSentinel, redis_settings: RedisSettings
+) -> None:
+    """It takes writes still, and all are lost; a worker would find jobs there that it has ended elsewhere."""
+    leader, *others = sentinel.sentinels
+    before = sentinel.nodes[await sentinel.primary()].port
+    async with Connections(redis_settings) as connections:
+        assert await connections.commands.ping()
+        sentinels = connections.sentinels
+        assert sentinels is not None
+        for server in (*others, *sentinel.nodes):  # by which one sentinel tells the others of it
+            async with client_of(server) as client:
+                await ask(client, "ACL", "SETUSER", "default", "-publish")
+        async with client_of(leader) as client:
+            await ask(client, "SENTINEL", "FAILOVER", SERVICE)
+        async with asyncio.timeout(30):
+            while (await sentinels.find())[1] == before:
+                await asyncio.sleep(0.02)
+        os.kill(leader.pid, signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                assert (await sentinels.find())[1] != before
+        finally:
+            os.kill(leader.pid, signal.SIGCONT)
 
 
 async def test_one_sentinel_is_enough_while_the_others_are_away(

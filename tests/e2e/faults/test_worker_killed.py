@@ -119,6 +119,7 @@ async def test_killed_between_done_and_acknowledgement_the_model_is_not_asked_ag
     assert second.alive
 
 
+@pytest.mark.topologies("valkey", "cluster")
 async def test_text_goes_on_where_the_model_can_and_no_loss_is_left_out_of_the_bill(rig: Rig) -> None:
     """Two workers in a row are lost."""
     onward = await rig.enqueue(TEXT * 12, rate=50, on_takeover="continue")

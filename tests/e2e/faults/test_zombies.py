@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import orjson
+import pytest
 
 from deltafan.broker.scripts import ACK, APPEND, CLAIM, FINISH, RETRY
 from deltafan.chaos.program import Program
-from deltafan.chaos.rig import Job, Rig, eventually
+from deltafan.chaos.rig import TEXT, Job, Rig, eventually
 from deltafan.events import EventId, Meta
 from tests.e2e.faults.lives_kit import KeptBack, attempt_begun, program, sink_to
 
@@ -23,8 +25,7 @@ def _takeover_is_all_they_saw(*jobs: Job) -> None:
 
 async def _gave_up(rig: Rig, zombie: Program) -> None:
     """Wait until it lives again and has let go of all its jobs: it has got its answers."""
-    assert rig.redis is not None
-    redis, key = rig.redis, f"deltafan:{{0}}:worker:{zombie.worker}"
+    redis, key = rig.commands, f"deltafan:{{0}}:worker:{zombie.worker}"
 
     async def idle() -> bool:
         beat = await redis.get(key)
@@ -82,6 +83,31 @@ async def test_a_worker_that_was_stopped_past_its_lease_is_refused_whatever_it_d
         assert [error["code"] for error in status.attempt_errors] == ["worker_lost"]
     assert (len(claiming.requests), len(delivered.requests)) == (1, 1)
     assert (await delivered.handle.status()).sinks["lines"]["state"] == "delivered"
+
+
+@pytest.mark.topologies("cluster", "sentinel")
+async def test_a_worker_that_was_stopped_past_its_lease_in_mid_stream_is_refused(rig: Rig) -> None:
+    """As above, for a Redis that no proxy stands before."""
+    zombie, relay = await rig.worker(), await rig.relay()
+    jobs = [await rig.enqueue(TEXT * 6, rate=50) for _ in range(6)]
+    for job in jobs:
+        await job.follow(relay)
+    await asyncio.gather(*(job.begun() for job in jobs))
+    zombie.freeze()
+    successor = await rig.worker()
+    assert successor.provider is not None
+    successor.provider.down.hold()
+    for job in jobs:
+        await attempt_begun(job, 2)
+    zombie.thaw()
+    await rig.provider.until(lambda _: all(job.requests[0].ended is not None for job in jobs), timeout=45)
+    await _gave_up(rig, zombie)
+    _takeover_is_all_they_saw(*jobs)
+    successor.provider.heal()
+    await rig.check(overlaps=True)
+    for job in jobs:
+        status = await job.handle.status()
+        assert (status.state, status.attempt, len(job.requests)) == ("done", 2, 2)
 
 
 BLOCKING = """

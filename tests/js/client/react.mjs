@@ -15,8 +15,8 @@ function Answer({ job }) {
   // Everything here is made anew with each rendering, as pages do.
   const stream = useStream(job, { relay, token: () => "any", onEvent: () => (told += 1) });
   cancel = stream.cancel;
-  const { text, state, connected, toolCalls, usage } = stream;
-  say({ text, state, connected, toolCalls, usage, told });
+  const { text, state, connected, toolCalls, usage, error } = stream;
+  say({ text, state, connected, toolCalls, usage, error: error?.code ?? null, told });
   return createElement("p", null, text);
 }
 

@@ -159,18 +159,38 @@ async def test_a_message_that_was_lost_without_a_trace_is_read_from_the_log(
     check_whole(follower.events, work.text)
 
 
-async def test_a_lost_last_message_is_found_by_the_audit(
-    lab: Lab, queue: AsyncQueue, work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub_module, "AUDIT_INTERVAL", 0.05)
-    follower = await _joined(queue, work)
+async def _hears_what_was_not_published(lab: Lab, follower: Follower, work: Work) -> None:
     data = work.encoded(work.seq, TextDelta("unheard "))[0]
     await lab.redis.xadd(K.log(work.id), {"e": data}, id=f"1-{work.seq}")
     await lab.redis.hset(K.job(work.id), "seq", work.seq)
     await follower.has("unheard ")
     follower.task.cancel()
     await asyncio.gather(follower.task, return_exceptions=True)
+
+
+async def test_a_lost_last_message_is_found_by_the_audit(
+    lab: Lab, queue: AsyncQueue, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "AUDIT_INTERVAL", 0.05)
+    follower = await _joined(queue, work)
+    await _hears_what_was_not_published(lab, follower, work)
     check_order(follower.events)
+
+
+@pytest.mark.parametrize("field", [None, "created"], ids=["it is no hash", "it holds no number"])
+async def test_a_record_that_another_program_overwrote_costs_no_other_job_its_audit(
+    lab: Lab, queue: AsyncQueue, work: Work, monkeypatch: pytest.MonkeyPatch, field: str | None
+) -> None:
+    monkeypatch.setattr(hub_module, "AUDIT_INTERVAL", 0.05)
+    hub = await queue.hub()
+    await lab.enqueue(job_id="0-broken")
+    async with hub.feed("0-broken"):
+        if field is None:
+            await lab.redis.set(K.job("0-broken"), "x")
+        else:
+            await lab.redis.hset(K.job("0-broken"), field, "x")
+        follower = await _joined(queue, work)
+        await _hears_what_was_not_published(lab, follower, work)
 
 
 @pytest.mark.parametrize(

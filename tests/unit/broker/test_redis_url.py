@@ -10,6 +10,7 @@ from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
     MovedError,
+    OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
     TryAgainError,
@@ -17,6 +18,7 @@ from redis.exceptions import (
 
 from deltafan.broker.address import parse_address, redacted
 from deltafan.broker.connections import Connections, is_transient, redis_errors
+from deltafan.broker.misdirected import ClusterNodeError
 from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.settings import RedisSettings
 
@@ -37,6 +39,11 @@ from deltafan.settings import RedisSettings
         ("redis+cluster://ann:hunter2@a:1,b:2", "redis+cluster://ann:***@a:1,b:2"),
         ("rediss+sentinel://:hunter2@a,b/main/2?sentinel_password=x", "rediss+sentinel://:***@a,b/main/2"),
         ("hunter2", "(not a URL)"),
+        ("redis://:hunter2", "redis://:***"),
+        ("redis://:hun/ter2", "redis://:***"),
+        ("redis://ann:hun,ter:2", "redis://ann:***"),
+        ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
+        ("redis://[h", "redis://***"),
     ],
 )
 def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
@@ -63,7 +70,19 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
         ("h:6379", "schemes"),
         ("redis+cluster://", "host:port, with a comma"),
         ("redis+cluster://a:1,,b:2", "host:port, with a comma"),
-        ("redis+cluster://a:one", "a / \\? # or @ in a password is written"),
+        ("redis+cluster://a:one", "the port is a number"),
+        ("redis://h:one/0", "the port is a number"),
+        ("redis://h:70000/0", "the port is a number up to 65535"),
+        ("redis://:hunter2", "the port is a number"),
+        ("redis+sentinel://:hunter2/main", "host:port, with a comma"),
+        ("redis://h:6379/x", "the database after the host is a number"),
+        ("redis://h/1/x", "the database after the host is a number"),
+        ("redis://h1:1,h2:2", "several hosts need redis\\+sentinel:// or redis\\+cluster://"),
+        ("redis://:hun/ter2@h1,h2", "a / \\? # or @ in a password is written"),
+        ("redis://:hun#t?er2@h", "a / \\? # or @ in a password is written"),
+        ("unix://", "unix:///run/redis.sock"),
+        ("unix://?db=1", "unix:///run/redis.sock"),
+        ("unix://run/redis.sock", "unix:///run/redis.sock"),
         ("redis+cluster://:hun/ter2@h", "a / \\? # or @ in a password is written"),
         ("redis+cluster://:hun?ter2@h", "a / \\? # or @ in a password is written"),
         ("redis+cluster://h/1", "database 0 only"),
@@ -84,6 +103,11 @@ async def test_an_option_that_is_not_a_users_is_refused_at_once(url: str, rule: 
     "url",
     [
         "redis://h",
+        "redis://",
+        "redis:///2",
+        "redis://:6380/",
+        "redis://ann:p:w@[::1]:6379/0",
+        "redis://ann:p@w@h/0",
         "rediss://ann:p%2Fw@h:6380/2?ssl_cert_reqs=none&client_name=web",
         "unix://:pw@/run/redis.sock?db=2",
         "redis://h?username=a&password=b&db=1",
@@ -146,3 +170,41 @@ def test_what_a_cluster_or_sentinels_say_in_a_failover_passes(error: Exception) 
     assert is_transient(error)
     with pytest.raises(BrokerUnavailable), redis_errors():
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ResponseError("DB index is out of range"), "REDIS_URL: no such database"),
+        (ResponseError("SELECT is not allowed in cluster mode"), "node of a cluster: write redis\\+cluster://"),
+        (ResponseError("This instance has cluster support disabled"), "no cluster: write redis://"),
+        (ClusterNodeError("x"), "node of a cluster: write redis\\+cluster://"),
+        (
+            ResponseError("unknown command 'EVALSHA', with args beginning with: 'c754d' '1' 'a secret'"),
+            "no command EVALSHA; if it is a sentinel, write redis\\+sentinel://host:port/name",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_server_of_another_kind_is_told_as_a_rule_of_the_url(error: Exception, told: str) -> None:
+    assert not is_transient(error)
+    with pytest.raises(ConfigurationError, match=told) as refused, redis_errors():
+        raise error
+    assert "secret" not in str(refused.value)
+
+
+_FULL = "command not allowed when used memory > 'maxmemory'."
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError(f"{_FULL} script: {'c754d' * 8}, on @user_script:205."),
+        OutOfMemoryError(f'Command # 1 (SET deltafan:{{0}}:x (y) 1) of pipeline caused error: ("{_FULL}",)'),
+    ],
+    ids=["in a script", "in a pipeline"],
+)
+def test_a_refusal_is_told_without_the_script_or_the_pipeline_around_it(error: Exception) -> None:
+    with pytest.raises(BrokerUnavailable) as refused, redis_errors():
+        raise error
+    assert str(refused.value) == f"Redis does not take writes now: {_FULL}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from deltafan.broker.cancel import CancelOutcome
-from deltafan.chaos.oracle import Overlap
+from deltafan.chaos.oracle import Overlap, failure_problems
 from deltafan.chaos.verdict import LOG, PROVIDER, RECORD, Facts, Followed, judge
 from deltafan.chaos.workload import PlannedJob
 from deltafan.devserver.provider.sent import CallPiece, SentCall
@@ -153,9 +153,6 @@ BROKEN: dict[str, tuple[PlannedJob, Facts, str, str]] = {
         who=RECORD,
         rule="the provider refused it with quota",
     ),
-    "the error of an attempt is missing": _of(
-        status=status(failures=2, attempt_errors=[{}]), who=RECORD, rule="has the errors of 1"
-    ),
     "a job is cancelled that nobody cancelled": _of(
         log=CANCELLED, status=status(state="cancelled"), followers={}, who=RECORD, rule="nobody did that"
     ),
@@ -214,3 +211,13 @@ def test_a_broken_promise_is_found_and_named(name: str) -> None:
     job, known, who, rule = BROKEN[name]
     found = judge(job, known)
     assert any(breach.follower == who and rule in breach.rule for breach in found), found
+
+
+@pytest.mark.parametrize(("failures", "errors"), [(2, [{"attempt": 1}]), (0, [{"attempt": 1}]), (1, [{"attempt": 0}])])
+def test_a_record_counts_the_attempts_whose_failures_it_lists(failures: int, errors: list[dict[str, int]]) -> None:
+    assert failure_problems(status(failures=failures, attempt_errors=errors)) != []
+
+
+def test_an_entry_that_was_no_job_has_no_attempt_that_failed() -> None:
+    assert failure_problems(status(failures=0, attempt_errors=[{"attempt": 0}])) == []
+    assert failure_problems(status(failures=2, attempt_errors=[{"attempt": 1}, {"attempt": 12}])) == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from deltafan.chaos.report import SHOWN, Report, Violation
-from deltafan.chaos.soak import SoakPlan
+from deltafan.chaos.soak import Progress, SoakPlan
+from deltafan.cli.chaos import told
 from deltafan.wire import dumps
 
 
@@ -65,3 +66,24 @@ def test_what_repeats_a_soak_holds_every_option_that_was_not_left_out() -> None:
     assert SoakPlan(0.5, 7).command == "deltafan chaos --minutes 0.5 --seed 7"
     plan = SoakPlan(2, 7, workers=4, relays=1, rate=2.5, server="cluster")
     assert plan.command == "deltafan chaos --minutes 2 --seed 7 --workers 4 --relays 1 --rate 2.5 --redis cluster"
+
+
+def test_a_soak_that_judged_nothing_proves_nothing_and_says_so() -> None:
+    text = "\n".join(Report(1, 1.0, "a setup", "a command", interrupted=True).lines())
+    assert "Nothing was judged: no job has come to its end." in text
+    assert "No violations" not in text
+    assert "followers  none" in text
+
+
+def test_faults_that_could_not_be_made_are_told_when_there_were_any() -> None:
+    report = _report()
+    assert "skipped" not in "\n".join(report.lines())
+    report.faults_skipped = 3
+    assert "3  skipped          what they were to strike was down, or under another fault" in "\n".join(report.lines())
+
+
+def test_the_progress_begins_with_the_violations_and_fits_a_terminal_of_80_columns() -> None:
+    for phase in ("breaking things", "waiting for jobs"):
+        line = told(Progress(phase, 615.2, _report(LOST, LOST), 80))
+        assert line.startswith("2 violations; 615 s, ")
+        assert len(line) < 78  # beside what turns

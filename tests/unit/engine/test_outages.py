@@ -151,7 +151,7 @@ async def test_a_redis_that_refuses_our_writes_for_a_while_costs_no_job(
     refused = asyncio.Event()
 
     def hook(signal: Signal) -> None:
-        if signal.name == "append.failed":
+        if signal.name == "redis.refused":
             refused.set()
 
     async with running(Answers(source=Text(TEXT), rate=100)) as paced:

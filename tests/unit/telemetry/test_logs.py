@@ -33,6 +33,15 @@ def test_a_signal_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[0]["job"] == "0-x"
 
 
+@pytest.mark.parametrize("stack", ["none: it is stopped", "Thread 1:\n  File 2"])
+def test_a_stack_below_a_line_of_text_says_that_it_is_one(capsys: pytest.CaptureFixture[str], stack: str) -> None:
+    configure("info", "text")
+    log_hook()(Signal("supervisor.stuck", "error", {"pid": 7, "stack": stack}))
+    _, _, below = capsys.readouterr().err.partition("\n")
+    first, *rest = stack.splitlines()
+    assert below.splitlines() == (["stack:", first, *rest] if rest else [f"stack: {first}"])
+
+
 def test_a_standard_error_that_is_gone_costs_the_work_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     configure("info", "json")
     hook = log_hook()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from redis.exceptions import ResponseError
 
 from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.telemetry import outage
@@ -54,11 +55,20 @@ def test_another_cause_is_another_line() -> None:
     assert told.names == ["redis.unavailable", "redis.unavailable", "redis.available"]
 
 
-def test_what_is_refused_is_told_for_each_activity_once() -> None:
+def test_a_right_that_was_taken_is_told_once_whatever_meets_it() -> None:
     told = Told()
     for _ in range(2):
-        told.outage.failed("taking", ConfigurationError("no permission"))
-        told.outage.failed("upkeep", ConfigurationError("no permission"))
+        for activity in ("append", "taking", "claim of 0-a"):
+            told.outage.failed(activity, ConfigurationError("no permission to run 'evalsha'"))
+    told.outage.failed("taking", ConfigurationError("no permission to run 'xreadgroup'"))
+    assert [(s.name, s.level) for s in told.signals] == [("redis.refused", "error")] * 2
+
+
+def test_what_is_in_the_way_is_told_for_each_activity_once() -> None:
+    told = Told()
+    for _ in range(2):
+        told.outage.failed("taking", ResponseError("WRONGTYPE"))
+        told.outage.failed("upkeep", ResponseError("WRONGTYPE"))
     assert [(s.name, s.level, s.fields["activity"]) for s in told.signals] == [
         ("redis.refused", "error", "taking"),
         ("redis.refused", "error", "upkeep"),
@@ -86,3 +96,15 @@ def test_what_was_never_tried_again_does_not_hide_the_next_outage(monkeypatch: p
     now += outage.FORGOTTEN + 1
     told.outage.failed("GET /v1/jobs", AWAY)
     assert told.names == ["redis.unavailable", "redis.unavailable"]
+
+
+def test_what_was_never_tried_again_does_not_hide_the_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, now = Told(), 1000.0
+    monkeypatch.setattr(outage.time, "monotonic", lambda: now)
+    told.outage.failed("POST /v1/jobs", AWAY)
+    told.outage.failed("GET /v1/jobs", AWAY)
+    told.outage.went_well("GET /v1/jobs")
+    assert told.names == ["redis.unavailable"]
+    now += outage.FORGOTTEN + 1
+    told.outage.went_well("GET /v1/jobs")
+    assert told.names == ["redis.unavailable", "redis.available"]

@@ -4,7 +4,8 @@
 --       9 retention s  10 '1': the worker has begun this attempt before, and has not ended it
 -- Gives {run, attempt, spec, failures, usage, fresh | restart | continued, created, now, tenant, meta event, cancel,
 --         first attempt whose usage is lost or '', characters of the text that goes on}
---     | {ended, state}  the log is whole: deliver what is missing, acknowledge
+--     | {ended, state, code of what ended it here or '': it had ended before}  the log is whole: deliver what is
+--                       missing, acknowledge
 --     | {stale}         another worker runs it, and gets the entry back (the group was made anew, say); or it has
 --                       another place in the queue, or no record, and the entry is acknowledged
 local k = {job = KEYS[1], log = KEYS[2], live = KEYS[3], expiries = KEYS[6]}
@@ -30,7 +31,7 @@ if h.state == 'running' and h.seq == '0' and ARGV[10] ~= '1' and not is_torn the
   end
 end
 if h.state ~= 'queued' and h.state ~= 'running' then
-  return {'ended', h.state}
+  return {'ended', h.state, ''}
 end
 if h.retention == '' then
   h.retention = ARGV[9]
@@ -42,19 +43,18 @@ end
 redis.call('ZREM', KEYS[5], id)
 if h.deadline ~= '' and h.attempt == '0' and tonumber(h.deadline) <= now then
   end_unowned(k, id, h, now, 'expired', 'expired', 'expired', 'not started within expires_in')
-  return {'ended', 'expired'}
+  return {'ended', 'expired', 'expired'}
 end
 if h.state == 'running' and is_torn then -- Redis has lost how it ended, which is not its fault
   lose_usage(k.job, h)
 elseif h.state == 'running' then -- our own attempt broke off without an end: it has failed, and a new one may follow
-  h.failures = int(tonumber(h.failures) + 1)
   lose_usage(k.job, h)
-  add_error(k.job, '{"attempt":' .. h.attempt .. ',"code":"server_error","message":"' .. BROKE_OFF .. '"}')
-  redis.call('HSET', k.job, 'failures', h.failures)
-  if tonumber(h.failures) >= tonumber(h.max_attempts ~= '' and h.max_attempts or ARGV[7]) then
+  h.failures = add_failure(k.job,
+    '{"attempt":' .. h.attempt .. ',"code":"server_error","message":"' .. BROKE_OFF .. '"}')
+  if h.failures >= tonumber(h.max_attempts ~= '' and h.max_attempts or ARGV[7]) then
     end_unowned(k, id, h, now, 'failed', 'error', 'server_error', BROKE_OFF)
     bury(KEYS[7], k.job, id, now, 'server_error')
-    return {'ended', 'failed'}
+    return {'ended', 'failed', 'server_error'}
   end
 end
 local how, flag = 'fresh', ''
@@ -67,11 +67,11 @@ if h.visible == '1' then
     how, flag = 'continued', ',"continued":true'
   elseif fails and h.lost ~= '' then
     if h.lost == 'handed_over' then -- the reaper has noted a loss
-      add_error(k.job, '{"attempt":' .. h.attempt .. ',"code":"worker_lost","message":"its worker was shut down"}')
+      add_failure(k.job, '{"attempt":' .. h.attempt .. ',"code":"worker_lost","message":"its worker was shut down"}')
     end
     end_unowned(k, id, h, now, 'failed', 'error', 'worker_lost', 'its worker could not end it, and on_takeover is fail')
     bury(KEYS[7], k.job, id, now, 'worker_lost')
-    return {'ended', 'failed'}
+    return {'ended', 'failed', 'worker_lost'}
   else
     how, flag = 'restart', ',"restart":true'
   end

@@ -121,14 +121,26 @@ local function read_job(job_key)
   return h
 end
 
--- Add one attempt's failure to the job's list: a JSON array kept as text, so that Lua never re-encodes it.
-local function add_error(job_key, entry)
+-- Charge the job an attempt's failure, and gives how many it has. `entry` goes to the list of errors: a JSON array kept
+-- as text, so that Lua never re-encodes it.
+local function add_failure(job_key, entry)
   local list = redis.call('HGET', job_key, 'errors')
   if not list or list == '[]' then
     redis.call('HSET', job_key, 'errors', '[' .. entry .. ']')
   else
     redis.call('HSET', job_key, 'errors', string.sub(list, 1, -2) .. ',' .. entry .. ']')
   end
+  return redis.call('HINCRBY', job_key, 'failures', 1)
+end
+
+-- What keeps an attempt's next events from its log; nil: nothing. A lost log is noted (seq -1), so that a backfill does
+-- not take what it brings for known.
+local function gap(job_key, log, first, last)
+  if redis.call('EXISTS', log) == 0 then -- evicted or expired
+    redis.call('HSET', job_key, 'seq', -1)
+    return {'gap', -1}
+  end
+  return first ~= last + 1 and {'gap', last} or nil
 end
 
 -- Dead letters that a queue keeps; beyond it the oldest go.
@@ -137,8 +149,8 @@ local MOST_DEAD = 100000
 -- A dead letter: what was asked, why it failed, and how each attempt failed.
 local function bury(dead, job_key, id, now, reason)
   local h = redis.call('HMGET', job_key, 'spec', 'errors', 'tenant')
-  redis.call('XADD', dead, 'MAXLEN', '~', MOST_DEAD, '*', 'id', id, 'job', h[1] or '', 'tenant', h[3] or 'default', 'reason', reason,
-    'errors', h[2] or '[]', 'died', int(now))
+  redis.call('XADD', dead, 'MAXLEN', '~', MOST_DEAD, '*', 'id', id, 'job', h[1] or '', 'tenant', h[3] or 'default',
+    'reason', reason, 'errors', h[2] or '[]', 'died', int(now))
 end
 
 -- Note that this attempt is lost, and with it what it used. `usage_lost` is the first attempt whose usage nobody has

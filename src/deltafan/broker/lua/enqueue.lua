@@ -46,7 +46,8 @@ if ARGV[6] ~= '' then
   redis.call('ZADD', deadlines, deadline, id)
 end
 redis.call('HSET', job, 'state', state, 'tenant', tenant, 'created', int(created), 'attempt', 0, 'seq', -1,
-  'chars', 0, 'failures', 0, 'entry', entry, 'stream', stream, 'deadline', deadline, 'run', server_run(), unpack(ARGV, 13))
+  'chars', 0, 'failures', 0, 'entry', entry, 'stream', stream, 'deadline', deadline, 'run', server_run(),
+  unpack(ARGV, 13))
 redis.call('ZADD', index, int(created), id)
 redis.call('PERSIST', index)
 if ARGV[7] ~= '' then

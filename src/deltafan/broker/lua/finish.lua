@@ -25,12 +25,9 @@ end
 if h.cancel == '1' and ARGV[5] ~= 'cancelled' then
   return {'cancelled', last}
 end
-if redis.call('EXISTS', log) == 0 then -- evicted or expired: the backfill must not take its events for known
-  redis.call('HSET', job, 'seq', -1)
-  return {'gap', -1}
-end
-if first ~= last + 1 then
-  return {'gap', last}
+local missing = gap(job, log, first, last)
+if missing then
+  return missing
 end
 local now = now_ms()
 for i = 1, n do
@@ -38,7 +35,7 @@ for i = 1, n do
   publish(live, ARGV[10], ARGV[12 + i])
 end
 if ARGV[9] ~= '' then
-  add_error(job, ARGV[9])
+  add_failure(job, ARGV[9])
 end
 redis.call('HSET', job, 'state', ARGV[5], 'seq', int(first + n - 1), 'owner', '', 'ended', int(now),
   unpack(ARGV, 13 + n))

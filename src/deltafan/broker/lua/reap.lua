@@ -2,7 +2,7 @@
 -- A running job is charged a failure; when that was its last, it ends here: `error`, `done`, dead letter.
 -- KEYS  1 worker's heartbeat  2 stream  3 takeover stream  4 job  5 log  6 live channel  7 expiries  8 dead
 -- ARGV  1 id  2 entry  3 worker  4 group  5 model  6 raw spec or ''  7 max attempts  8 retention s
--- Gives alive | missing | moved | ended | returned to the worker that runs it
+-- Gives alive | missing | moved | failed | cancelled | returned to the worker that runs it
 local stream, group, entry = KEYS[2], ARGV[4], ARGV[2]
 
 -- Whether a job was lost with its worker, and may fail only once more: maybe it is what kills workers.
@@ -26,10 +26,8 @@ if h and h.entry == entry and h.stream == stream and h.state == 'running' then
     hand_back(stream, group, h.owner, entry)
     return 'returned'
   end
-  local failures = tonumber(h.failures) + 1
-  add_error(KEYS[4], '{"attempt":' .. h.attempt .. ',"code":"worker_lost","message":'
+  local failures = add_failure(KEYS[4], '{"attempt":' .. h.attempt .. ',"code":"worker_lost","message":'
     .. '"its worker stopped sending heartbeats","at":' .. int(now) .. '}') -- without its name: users read this
-  redis.call('HSET', KEYS[4], 'failures', failures)
   lose_usage(KEYS[4], h)
   local k = {job = KEYS[4], log = KEYS[5], live = KEYS[6], expiries = KEYS[7]}
   if h.retention == '' then h.retention = ARGV[8] end
@@ -40,11 +38,11 @@ if h and h.entry == entry and h.stream == stream and h.state == 'running' then
     redis.call('HSET', KEYS[4], 'entry', '')
     if h.cancel == '1' then
       end_unowned(k, ARGV[1], h, now, 'cancelled', 'cancelled', '', '')
-    else
-      end_unowned(k, ARGV[1], h, now, 'failed', 'error', code, message)
-      bury(KEYS[8], KEYS[4], ARGV[1], now, code)
+      return 'cancelled'
     end
-    return 'ended'
+    end_unowned(k, ARGV[1], h, now, 'failed', 'error', code, message)
+    bury(KEYS[8], KEYS[4], ARGV[1], now, code)
+    return 'failed'
   end
   redis.call('HSET', KEYS[4], 'state', 'queued', 'owner', '', 'lost', ARGV[3])
 end

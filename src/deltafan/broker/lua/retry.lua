@@ -19,19 +19,15 @@ end
 if h.cancel == '1' then
   return {'cancelled', last}
 end
-if redis.call('EXISTS', log) == 0 then -- evicted or expired: the backfill must not take its events for known
-  redis.call('HSET', job, 'seq', -1)
-  return {'gap', -1}
-end
-if first ~= last + 1 then
-  return {'gap', last}
+local missing = gap(job, log, first, last)
+if missing then
+  return missing
 end
 for i = 1, n do
   redis.call('XADD', log, ARGV[2] .. '-' .. int(first + i - 1), 'e', ARGV[9 + i])
   publish(live, ARGV[8], ARGV[9 + i])
 end
-add_error(job, ARGV[7])
-redis.call('HINCRBY', job, 'failures', 1)
+add_failure(job, ARGV[7])
 redis.call('HSET', job, 'state', 'delayed', 'seq', int(first + n - 1), 'owner', '', 'entry', '', 'lost', '',
   unpack(ARGV, 10 + n))
 redis.call('ZADD', KEYS[5], int(now_ms() + tonumber(ARGV[5])), id)

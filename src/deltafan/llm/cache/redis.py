@@ -77,4 +77,5 @@ def _connect(url: str) -> Redis:
             socket_connect_timeout=_SOCKET_TIMEOUT,
         )
     except ValueError:  # its message would show the URL, and with it a password
-        raise ConfigurationError("cache_redis_url: must be a redis://, rediss:// or unix:// URL") from None
+        rule = "must be a redis://, rediss:// or unix:// URL, of a single Redis; unset is the queue's, of whatever kind"
+        raise ConfigurationError(f"cache_redis_url: {rule}") from None

@@ -26,7 +26,8 @@ class CacheSettings(Settings):
     cache_dir: str = Field(default="", description="Folder of the fs cache; empty is one in the user's cache folder.")
     cache_dir_bytes: int = Field(default=MAX_FOLDER_BYTES, ge=1024, description="Size of the fs cache.")
     cache_redis_url: SecretStr | None = Field(
-        default=None, description="Redis of the redis and pg_redis caches; unset is the queue's."
+        default=None,
+        description="A single Redis for the redis and pg_redis caches; unset is the queue's, of whatever kind.",
     )
     cache_postgres_url: SecretStr | None = Field(
         default=None, description="PostgreSQL of the pg_redis cache, as a URL."

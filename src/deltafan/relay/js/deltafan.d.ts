@@ -206,6 +206,7 @@ export interface StreamResult {
  * | code | |
  * |---|---|
  * | `closed` | `close()` was called before the end |
+ * | `job_gone` | Redis has lost the job while it was followed: nobody can end it, and no more comes |
  * | `gap` | events are lost for good (`stream.gaps`); the text goes on without them |
  * | `hole`, `bad_frame`, `bad_answer` | the connection is not sound; it is made anew |
  * | `network` | a request had no answer; told once an outage, and tried again. Of `cancel()`: several tries had none |

@@ -39,6 +39,12 @@ function passing(code, message, more = {}) {
   return new DeltafanError(code, message, { ...more, fatal: false });
 }
 
+/** The job was there, and nobody can end it any more. `cause`: how we know, unless the stream itself said so. */
+function lost(cause) {
+  const message = "Redis has lost the job";
+  return new DeltafanError("job_gone", message, cause && { cause, status: cause.status });
+}
+
 /** A request that nobody answered. Told once an outage: see `Core.tolerate`. */
 function noAnswer(url, why, cause) {
   return passing("network", `no answer from ${url}: ${why}`, { cause });
@@ -678,9 +684,14 @@ class Core {
   /** Ends the following when the error is final. Otherwise gives the milliseconds that a server asked to wait, or null. */
   tolerate(error) {
     if (this.finished || !(error instanceof DeltafanError)) return null; // a connection broke: `connected` tells
-    if (error.fatal) this.fail(error);
+    if (error.fatal) this.fail(this.#isGone(error) ? lost(error) : error);
     else if (!this.#isTold(error)) this.report(error);
     return error.retryAfter;
+  }
+
+  /** Whether a job is unknown of which we had events. */
+  #isGone(error) {
+    return error.code === "not_found" && error.status === 404 && this.#history.length > 0;
   }
 
   /** Whether it belongs to an outage that was told. An outage ends with the next answer. */
@@ -876,6 +887,7 @@ class SseFollower {
     const value = parseJson(frame.data);
     if (value === null || typeof value !== "object") throw passing("bad_frame", "a frame of the stream is not JSON");
     if (value.type === "reset") core.reset(value.reason ?? null);
+    if (value.id === undefined && value.type === "error" && value.code === "job_gone") throw lost();
     if (value.id !== undefined) {
       const event = readEvent(value, core.settings.jobId);
       if (event === null) throw passing("bad_frame", "a frame of the stream is no event of this job");

@@ -63,6 +63,13 @@ export class Answer {
     this.#calls = [];
   }
 
+  /** Nothing more comes, whether or not it has ended. */
+  stop() {
+    this.flush();
+    this.#body.classList.remove("writing");
+    this.#thinking.textContent = "Reasoning";
+  }
+
   /** An answer that has ended, from its text alone. */
   show(text) {
     this.clear();
@@ -137,9 +144,7 @@ export class Answer {
   }
 
   #done({ finish_reason: reason }) {
-    this.flush();
-    this.#body.classList.remove("writing");
-    this.#thinking.textContent = "Reasoning";
+    this.stop();
     if (ENDS[reason]) this.#end(reason === "cancelled" ? "info" : "warn", ENDS[reason]);
     else if (reason === "stop" && !this.text && this.#refusal.hidden && !this.#calls.length) this.#end("info", "The model said nothing.");
   }

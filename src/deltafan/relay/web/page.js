@@ -12,6 +12,7 @@ import { TurnView } from "./turn.js";
 
 const { needsKey, heartbeat, pusher: pusherIsOn } = document.documentElement.dataset;
 const SILENCE = Number(heartbeat) * 3 * 1000; // a relay that lives sends a heartbeat in a third of that
+const QUIET = 5_000; // without an event: whoever waits for an answer wants to hear of that
 const ENDED = new Set(["done", "failed", "cancelled", "expired", "closed"]);
 const WORDS = { connecting: "connecting", running: "streaming", retrying: "trying again", cancelled: "stopped", closed: "idle" };
 
@@ -35,11 +36,13 @@ function refreshState() {
   const stream = current && inspector.lanes[current.source].stream;
   if (!stream) return tellState(network.isCut ? "offline" : "idle", network.isCut ? "lost" : "idle");
   const { state, connected } = stream;
-  if (ENDED.has(state)) tellState(WORDS[state] ?? state, state);
+  if (stream.error?.code === "job_gone") tellState("lost", "failed");
+  else if (ENDED.has(state)) tellState(WORDS[state] ?? state, state);
   else if (network.isCut) tellState("offline", "lost");
   else if (!connected && current.hasConnected) tellState("reconnecting", "lost");
   else if (current.stopping) tellState("stopping", "retrying");
   else if (current.isOrphan) tellState("waiting for another worker", "lost");
+  else if (current.isQuiet && state === "running") tellState("waiting for news", "quiet");
   else tellState(WORDS[state] ?? state, state);
 }
 
@@ -139,7 +142,21 @@ function tokenOf(turn) {
   return ({ reason }) => (reason === "initial" && turn.token ? turn.token : key() || turn.token);
 }
 
+/** Heartbeats say that the relay lives, not that anything reaches it: Redis may be away. */
+function heard(watched) {
+  clearTimeout(watched.quietTimer);
+  watched.quietTimer = setTimeout(() => quiet(watched, true), QUIET);
+  quiet(watched, false);
+}
+
+function quiet(watched, isQuiet) {
+  if (current !== watched || watched.isQuiet === isQuiet) return;
+  watched.isQuiet = isQuiet;
+  refreshState();
+}
+
 function endWatching() {
+  clearTimeout(current?.quietTimer);
   current = null;
   for (const lane of Object.values(inspector.lanes)) {
     lane.stream?.close();
@@ -150,7 +167,7 @@ function endWatching() {
 function watch(turn, view, live) {
   endWatching();
   const source = document.querySelector("input[name=source]:checked").value;
-  const watched = { turn, view, source, stopping: false, isOver: false, hasConnected: false, isOrphan: false };
+  const watched = { turn, view, source, stopping: false, isOver: false, hasConnected: false, isOrphan: false, isQuiet: false };
   current = watched;
   view.busy = true;
   view.restart();
@@ -179,6 +196,7 @@ function followOver(name, watched, options) {
       if (!isCurrent()) return;
       lane.take(event);
       if (name === "sse") inspector.measure(event);
+      if (name === watched.source) heard(watched);
       if (watched.isOrphan && event.type === "meta") {
         watched.isOrphan = false;
         refreshState();
@@ -220,8 +238,9 @@ async function read(watched) {
 function over(watched, stream, failure) {
   const { turn, view } = watched;
   watched.isOver = true;
-  view.answer.flush();
-  if (failure === null) {
+  view.answer.stop();
+  clearTimeout(watched.quietTimer);
+  if (failure === null || failure.code === "job_gone") {
     Object.assign(turn, { text: stream.text, state: stream.state });
     store.saveTurns(saved);
   } else if (turn.text) {
