@@ -7,19 +7,22 @@ pair behind sentinels are shared by the tests of a process; each finds them whol
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from deltafan.chaos.audit import connection_problems
 from deltafan.chaos.rig import Rig
 from deltafan.chaos.servers import Server
 from deltafan.devserver.cluster import EmbeddedCluster
 from deltafan.devserver.sentinel import EmbeddedSentinel
 from deltafan.devserver.valkey import EmbeddedValkey
+from deltafan.errors import BrokerUnavailable, ConfigurationError
 from deltafan.settings import RedisSettings
 from tests.e2e.faults.topologies_kit import CLUSTER, PARTITIONS, SENTINEL, VALKEY, fresh
 
@@ -90,4 +93,16 @@ async def rig(
             rig_server = await stack.enter_async_context(own)
         else:
             await fresh(rig_server)
-        yield await stack.enter_async_context(Rig.opened(tmp_path, rig_server, partitions=PARTITIONS[topology]))
+        before = asyncio.all_tasks()
+        async with Rig.opened(tmp_path, rig_server, partitions=PARTITIONS[topology]) as opened:
+            yield opened
+        assert await _left_behind(opened, before) == []
+
+
+async def _left_behind(rig: Rig, before: set[asyncio.Task[object]]) -> list[str]:
+    """What a rig that has been closed has no business leaving: processes, connections, tasks."""
+    left = [f"{program.name} is alive" for program in rig.programs if program.alive]
+    if isinstance(rig.backend, EmbeddedValkey) and rig.backend.running:
+        with suppress(BrokerUnavailable, ConfigurationError):  # a test may have made it refuse everything
+            left += await connection_problems(rig.backend.url, 10.0)
+    return left + [str(task) for task in asyncio.all_tasks() - before - {asyncio.current_task()} if not task.done()]
