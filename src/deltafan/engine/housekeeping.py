@@ -70,9 +70,8 @@ class Housekeeping:
 
     async def _look_at(self, number: int) -> None:
         now = asyncio.get_running_loop().time()
-        if not await upkeep.is_heard(
-            self._redis, number, self._worker
-        ):  # Redis came back without its latest writes, say
+        heard = await upkeep.is_heard(self._redis, number, self._worker)
+        if not heard:  # Redis came back without its latest writes, say
             self._witness.forgotten(number, now)
             await self._beat()
         may_judge = self._witness.may_judge(number, now)
