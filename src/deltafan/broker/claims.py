@@ -17,9 +17,6 @@ from deltafan.broker.scripts import ACK, CLAIM, FINISH, RELEASE, RETRY, Arg, pai
 from deltafan.job import JobSpec, JobState
 from deltafan.settings import JobLimits, Retention, WorkerSettings
 
-_REJECTED_TEXT = 4096
-"""Bytes of a rejected entry that its dead letter keeps."""
-
 
 @dataclass(frozen=True, slots=True)
 class Claim:

@@ -14,7 +14,7 @@ from deltafan.broker.keys import GROUP, Partition, partition
 from deltafan.broker.status import read_status
 from deltafan.chaos import oracle
 from deltafan.errors import JobNotFound
-from deltafan.events import Done, Event, Usage
+from deltafan.events import Event
 from deltafan.transcript import Transcript
 from deltafan.wire import decode
 
@@ -97,15 +97,6 @@ async def expiry_problems(connections: Connections) -> list[str]:
                 if not name.partition("}:")[2].startswith(LASTING) and await server.ttl(found) == -1:
                     problems.append(f"{name} never expires")
     return problems
-
-
-def usage_of(events: Iterable[Event]) -> list[Usage]:
-    """What each finished attempt was said to have used."""
-    return [event for event in events if isinstance(event, Usage)]
-
-
-def done_of(events: Iterable[Event]) -> Done | None:
-    return next((event for event in events if isinstance(event, Done)), None)
 
 
 def of_servers(client: Mapping[str, str]) -> bool:

@@ -19,8 +19,8 @@ from deltafan.broker.keys import Partition
 from deltafan.broker.log import read_page
 from deltafan.broker.queue import AsyncQueue
 from deltafan.broker.scripts import Arg
-from deltafan.chaos.audit import STATE_OF, done_of, expiry_problems, queue_problems
-from deltafan.chaos.oracle import problems_of
+from deltafan.chaos.audit import STATE_OF, expiry_problems, queue_problems
+from deltafan.chaos.oracle import problems_of, transcript_of
 from deltafan.errors import ConflictError
 from deltafan.events import Done, Error, EventId, FinishReason
 from deltafan.job import JobState
@@ -127,7 +127,7 @@ async def check_ended(queue: AsyncQueue, job_ids: Sequence[str]) -> Counter[str]
         events = [entry.event() for entry in (await read_page(queue.connections.commands, job_id, None)).entries]
         known = [event for event in events if event is not None]
         assert problems_of(known) == [], job_id
-        done, status = done_of(known), await queue.job(job_id).status()
+        done, status = transcript_of(known).done, await queue.job(job_id).status()
         assert done is not None
         assert status.state == STATE_OF.get(done.finish_reason, "done")
         assert known[-1].id == parse_event_id(status.last_id or "")

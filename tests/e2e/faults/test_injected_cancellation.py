@@ -195,7 +195,8 @@ async def _live_events(stage: Stage) -> Prepared:
     return follow(), to_the_end
 
 
-async def _take(stage: Stage) -> Prepared:
+async def _waiting_job(stage: Stage) -> After:
+    """Enqueue one. Gives a check that it is held or waits, once."""
     job = await stage.queue.enqueue(SPEC)
 
     async def once() -> None:
@@ -203,17 +204,16 @@ async def _take(stage: Stage) -> Prepared:
         assert len(found) == 1
         await job.cancel()
 
+    return once
+
+
+async def _take(stage: Stage) -> Prepared:
+    once = await _waiting_job(stage)
     return stage.intake.take(5), once
 
 
 async def _wait(stage: Stage) -> Prepared:
-    job = await stage.queue.enqueue(SPEC)
-
-    async def once() -> None:
-        found = {taken.entry for taken in [*await stage.held(), *await stage.intake.take(5)]}
-        assert len(found) == 1
-        await job.cancel()
-
+    once = await _waiting_job(stage)
     return stage.intake.wait(5.0), once
 
 
